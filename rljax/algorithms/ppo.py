@@ -1,0 +1,225 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), for discrete, multi-discrete and continuous actions.
+
+    ρ_t = π(a_t | s_t) / π_old(a_t | s_t)
+    L   = E[−min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t)] + c_v · ½ E[(v(s_t) − G_t)²] − c_e · E[H(π(· | s_t))]
+
+with A_t by GAE (Schulman et al. 2016, arXiv:1506.02438) and G_t = A_t + v_old(s_t). One step collects num_envs × num_steps
+transitions with the frozen policy, then takes num_epochs passes over them in num_minibatches shuffled minibatches.
+
+Differs from the paper: what "The 37 Implementation Details of PPO" (Huang et al. 2022) lists, see docs/ppo_details.md.
+Differs from that list: a truncated step bootstraps from the value of its true final observation, and old log-probabilities and values
+come from one forward over the whole rollout instead of one per step, so that ρ is 1 to float32 precision in the first minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from rljax import checks
+from rljax.envs import vector
+from rljax.envs.vector import Episodes, Worlds
+from rljax.math import divergences, losses, masked, returns, schedules
+from rljax.math.normalizers import NORMALIZERS, REWARD_SCALERS
+from rljax.math.schedules import SCHEDULES
+from rljax.math.shuffle import permutation
+from rljax.models import actor_critic, policy_head
+from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+
+VALUE_LOSSES = {
+    "plain": lambda value, old, target, clip: losses.value_loss(value, target),
+    "clipped": losses.clipped_value_loss,
+}
+
+
+@struct.dataclass
+class Config:
+    """Fields of PPO; numbers are leaves that a sweep varies in one compilation, the rest is static."""
+
+    total_steps: float = 500_000  # environment steps of the run: its length and the horizon of the schedules
+    learning_rate: float = 2.5e-4  # of Adam, at the start
+    clip: float = 0.2  # ε, at the start
+    discount: float = 0.99  # γ
+    trace_decay: float = 0.95  # λ of GAE
+    entropy_coefficient: float = 0.01  # c_e
+    value_coefficient: float = 0.5  # c_v
+    max_grad_norm: float = 0.5  # global norm to which gradients are clipped
+    adam_epsilon: float = 1e-5
+    num_envs: int = struct.field(pytree_node=False, default=64)
+    num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per rollout
+    num_epochs: int = struct.field(pytree_node=False, default=4)
+    num_minibatches: int = struct.field(pytree_node=False, default=4)
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
+    activation: str = struct.field(pytree_node=False, default="tanh")
+    architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
+    torso: Literal["separate", "shared"] = struct.field(pytree_node=False, default="separate")
+    action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")
+    initial_log_std: float = 0.0  # of a Gaussian policy
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="linear")  # learning rate
+    clip_schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="constant")
+    value_loss: Literal["plain", "clipped"] = struct.field(pytree_node=False, default="clipped")
+    advantage_normalization: Literal["none", "minibatch", "batch"] = struct.field(pytree_node=False, default="minibatch")
+    observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
+    reward_scaling: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
+
+
+@struct.dataclass
+class State:
+    params: PyTree
+    opt_state: PyTree
+    worlds: Worlds  # num_envs running environments and their last observation
+    normalizer: PyTree  # running statistics of observations, or ()
+    scaler: PyTree  # running statistics of discounted returns, or ()
+    iteration: Array
+
+
+class Metrics(NamedTuple):
+    episode_return: Mean  # undiscounted, unscaled, of the episodes that ended in the rollout
+    episode_length: Mean
+    policy_loss: Mean
+    value_loss: Mean
+    entropy: Mean
+    kl: Mean  # k3 estimate of KL(π_old ‖ π)
+    clip_fraction: Mean
+    gradient_norm: Mean  # before clipping
+
+
+class Batch(NamedTuple):
+    """The rollout as the update sees it, (num_envs · num_steps, ...)."""
+
+    obs: PyTree
+    action: PyTree
+    log_prob: Array
+    value: Array
+    advantage: Array
+    target: Array
+
+
+def make(env: Env, config: Config, network: Network | None = None, frozen: Any = None) -> Algorithm:
+    """PPO on `env`. A `network` of the user's own gives (policy parameters, value) of an observation.
+
+    Raises: ValueError naming a field of `config`, its value and what would be right.
+    """
+    del frozen
+    checks.number(config, "learning_rate", "clip", "total_steps", "max_grad_norm", "adam_epsilon", low=0, open_low=True)
+    checks.number(config, "discount", "trace_decay", low=0, high=1)
+    checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
+    checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
+    checks.choice(config, "value_loss", VALUE_LOSSES)
+    checks.choice(config, "advantage_normalization", ("none", "minibatch", "batch"))
+    checks.choice(config, "observation_normalization", NORMALIZERS)
+    checks.choice(config, "reward_scaling", REWARD_SCALERS)
+    checks.choice(config, "schedule", SCHEDULES)
+    checks.choice(config, "clip_schedule", SCHEDULES)
+    batch_size = config.num_envs * config.num_steps
+    if batch_size % config.num_minibatches:
+        raise ValueError(
+            f"ppo.Config.num_minibatches = {config.num_minibatches}: must divide num_envs x num_steps = {batch_size}"
+        )
+    head = policy_head(env.action_space, config.action_distribution)
+    network = network or actor_critic(env.observation_space, head, config)
+    distribution = head.distribution
+    normalizer = NORMALIZERS[config.observation_normalization]
+    scaler = REWARD_SCALERS[config.reward_scaling]
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+    )
+    value_loss = VALUE_LOSSES[config.value_loss]
+
+    def init(key: Key) -> State:
+        params_key, worlds_key = jax.random.split(key)
+        worlds = vector.reset(env, worlds_key, config.num_envs)
+        example = jax.tree.map(lambda x: x[0], worlds.obs)
+        params = network.init(params_key, example)
+        return State(
+            params=params,
+            opt_state=optimizer.init(params),
+            worlds=worlds,
+            normalizer=normalizer.init(example),
+            scaler=scaler.init(config.num_envs),
+            iteration=jnp.int32(0),
+        )
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        rollout_key, shuffle_key = jax.random.split(key)
+        see = lambda obs: normalizer.apply(state.normalizer, obs)
+        forward = lambda params, obs: network.apply(params, see(obs))
+
+        def act(key: Key, obs: PyTree) -> tuple[PyTree, PyTree]:
+            raw = distribution.sample(key, forward(state.params, obs)[0])
+            return raw, head.to_env(raw)
+
+        worlds, steps, episodes = vector.rollout(
+            env, act, lambda obs: forward(state.params, obs)[1], rollout_key, state.worlds, config.num_steps
+        )
+        done = steps.terminated | steps.truncated
+        reward, scale = scaler.apply(state.scaler, steps.reward, done, config.discount)
+
+        parameters, value = forward(state.params, steps.obs)
+        log_prob = distribution.log_prob(parameters, steps.action)
+        last_value = forward(state.params, worlds.obs)[1]
+        discount, next_value, trace = vector.boundaries(steps, value, last_value, config.discount, config.trace_decay)
+        advantage = jax.vmap(returns.gae, 1, 1)(reward, discount, value, next_value, trace)
+        target = advantage + value
+        if config.advantage_normalization == "batch":
+            advantage = masked.whiten(advantage)
+
+        batch = Batch(see(steps.obs), steps.action, log_prob, value, advantage, target)
+        batch = jax.tree.map(lambda x: x.reshape(batch_size, *x.shape[2:]), batch)
+        progress = state.iteration * batch_size / config.total_steps
+        learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
+        clip = config.clip * schedules.factor(config.clip_schedule, progress)
+
+        def loss(params: PyTree, batch: Batch) -> tuple[Array, tuple[Mean, ...]]:
+            parameters, value = network.apply(params, batch.obs)
+            log_prob = distribution.log_prob(parameters, batch.action)
+            entropy = distribution.entropy(parameters)
+            advantage = batch.advantage
+            if config.advantage_normalization == "minibatch":
+                advantage = masked.whiten(advantage)
+            policy_losses = losses.clipped_surrogate(log_prob, batch.log_prob, advantage, clip)
+            value_losses = value_loss(value, batch.value, batch.target, clip)
+            total = (
+                policy_losses.mean()
+                + config.value_coefficient * value_losses.mean()
+                - config.entropy_coefficient * entropy.mean()
+            )
+            ratio = jnp.exp(log_prob - batch.log_prob)
+            kl = divergences.k3(batch.log_prob, log_prob)
+            clipped = (jnp.abs(ratio - 1) > clip).astype(jnp.float32)
+            return total, tuple(map(Mean.of, (policy_losses, value_losses, entropy, kl, clipped)))
+
+        def minibatch(carry: tuple, indices: Array) -> tuple[tuple, None]:
+            params, opt_state, sums = carry
+            part = jax.tree.map(lambda x: x[indices], batch)
+            gradients, means = jax.grad(loss, has_aux=True)(params, part)
+            updates, opt_state = optimizer.update(gradients, opt_state)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+            sums = jax.tree.map(jnp.add, sums, (*means, Mean.of(optax.global_norm(gradients))))
+            return (params, opt_state, sums), None
+
+        def epoch(carry: tuple, key: Key) -> tuple[tuple, None]:
+            indices = permutation(key, batch_size).reshape(config.num_minibatches, -1)
+            return jax.lax.scan(minibatch, carry, indices)
+
+        sums = (Mean(jnp.float32(0), jnp.int32(0)),) * 6
+        keys = jax.random.split(shuffle_key, config.num_epochs)
+        (params, opt_state, sums), _ = jax.lax.scan(epoch, (state.params, state.opt_state, sums), keys)
+        state = State(
+            params=params,
+            opt_state=opt_state,
+            worlds=worlds,
+            normalizer=normalizer.update(state.normalizer, steps.obs),
+            scaler=scale,
+            iteration=state.iteration + 1,
+        )
+        return state, Metrics(*episodes, *sums)
+
+    def policy(state: State) -> Policy:
+        return head.policy(lambda obs: network.apply(state.params, normalizer.apply(state.normalizer, obs))[0])
+
+    return Algorithm(init, step, policy)

@@ -1,0 +1,263 @@
+"""Gymnax environments as `Env`: every id, every constructor argument, every parameter, with exact boundaries.
+
+Gymnax ≥ 1.0 (https://github.com/RobertTLange/gymnax). We call `reset_env`, `step_env` and `is_truncated`, but
+never `step`, whose auto-reset would run a reset at every step. What an environment declares does not always
+agree with what it returns (shapes, dtypes, weak types): what `reset` and `step` really return counts here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from rljax.checks import suggest
+from rljax.envs import probes
+from rljax.types import Array, Box, Discrete, Env, Key, PyTree, Space
+
+_ENDLESS = 10**9  # a time limit of this many steps or more is none
+
+
+def names() -> tuple[str, ...]:
+    """Every id that `make` knows: Gymnax's own, those a user has registered with Gymnax, and the probes."""
+    import gymnax  # here and not above: it takes seconds, and `import rljax` should not
+
+    return (*gymnax.registered_envs, *probes.PROBES)
+
+
+def make(name: str, **arguments: Any) -> Env:
+    """The environment of this id: `make("CartPole-v1", gravity=5.0)`, `make("Catch-bsuite", rows=8)`.
+
+    Each keyword argument goes to the environment's constructor if that takes it, else to its parameters.
+    Parameters may be traced: built inside a `vmap` over them, the environment is swept. Constructor arguments
+    may not. ValueError for an unknown id or argument; RuntimeError where a constructor cannot load its data.
+    """
+    if name in probes.PROBES:
+        _check(name, arguments, list(inspect.signature(probes.PROBES[name]).parameters))
+        return probes.PROBES[name](**arguments)
+    import gymnax
+
+    if name not in gymnax.registered_envs:
+        raise ValueError(
+            f"no environment {name!r}{suggest(name, names()) or '; rljax.envs.names() lists them'}"
+        )
+    signature = inspect.signature(gymnax.registration._registry[name]).parameters
+    accepts_any = any(each.kind is each.VAR_KEYWORD for each in signature.values())
+    accepted = [
+        key for key, each in signature.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    constructor = {key: value for key, value in arguments.items() if key in accepted}
+    environment, params = _construct(name, constructor)
+    fields = [field.name for field in dataclasses.fields(params)]
+    changes = {key: arguments[key] for key in fields if key in arguments and key not in constructor}
+    others = {key: value for key, value in arguments.items() if key not in constructor and key not in changes}
+    if others and accepts_any:
+        environment, params = _construct(name, constructor | others)
+    else:
+        _check(name, others, accepted + fields)
+    for key, value in changes.items():
+        if isinstance(getattr(params, key), float) and isinstance(value, int):
+            changes[key] = float(value)  # Gymnax selects between parameters, which need one type
+    return from_gymnax(environment, dataclasses.replace(params, **changes), name)
+
+
+def _check(name: str, arguments: Mapping[str, Any], accepted: list[str]) -> None:
+    for key in arguments:
+        if key not in accepted:
+            listed = ", ".join(accepted) or "no arguments"
+            raise ValueError(f"{name} has no argument {key!r}{suggest(key, accepted)} (it takes {listed})")
+
+
+def _construct(name: str, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
+    import gymnax
+
+    for key, value in arguments.items():
+        if isinstance(value, Tracer):
+            raise ValueError(f"{name}: {key} is a constructor argument and cannot be traced or swept")
+    try:
+        with jax.ensure_compile_time_eval():  # constructors branch on array values
+            return gymnax.make(name, **arguments)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        if name == "MNISTBandit-bsuite":
+            raise RuntimeError(
+                f"{name} downloads MNIST in its constructor and could not ({reason}); "
+                "without a network put the four .gz files of MNIST into /tmp/mnist"
+            ) from error
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"{name}({given}): {reason}") from error
+
+
+def from_gymnax(env: Any, params: Any = None, name: str | None = None) -> Env:
+    """A Gymnax (≥ 1.0) environment, a user's own for instance, as an `Env`; `params` default to its own.
+
+    Reward is float32 (), both flags are bool (), observation and state leaves keep one strong dtype, so that
+    a scan can carry them. `terminated` and `truncated` may both be true. Leaves of `params` may be traced: a
+    traced time limit makes `max_steps` None, traced bounds of actions stay as they are, and observations with
+    traced bounds are unbounded. ValueError where `reset` and `step` differ in structure or shape.
+    """
+    for method in ("reset_env", "step_env", "is_truncated"):
+        if not hasattr(env, method):
+            raise ValueError(
+                f"{type(env).__name__} has no {method}: not an environment of Gymnax 1.0 or later"
+            )
+    with jax.ensure_compile_time_eval():
+        params = env.default_params if params is None else params
+    name = str(env.name if name is None else name)
+    action_space = _space(_declared(env.action_space, params), None)
+
+    def raw_reset(key: Key) -> tuple[PyTree, PyTree]:
+        with jax.numpy_rank_promotion("allow"):
+            return env.reset_env(key, params)
+
+    def raw_step(key: Key, state: PyTree, action: PyTree) -> tuple[PyTree, PyTree, Array, Array, Array]:
+        with jax.numpy_rank_promotion("allow"):
+            observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
+            return observation, state, reward, terminated, env.is_truncated(state, params)
+
+    actions = jax.tree.map(lambda space: jax.ShapeDtypeStruct(space.shape, space.dtype), action_space)
+    observed, carried = _fixed_types(name, raw_reset, raw_step, actions)
+
+    def reset(key: Key) -> tuple[PyTree, PyTree]:
+        observation, state = raw_reset(key)
+        return _cast(observation, observed), _cast(state, carried)
+
+    def step(key: Key, state: PyTree, action: PyTree) -> tuple[PyTree, PyTree, Array, Array, Array]:
+        action = jax.tree.map(lambda like, given: _action(name, given, like), actions, action)
+        observation, state, reward, terminated, truncated = raw_step(key, state, action)
+        return (
+            _cast(observation, observed),
+            _cast(state, carried),
+            jnp.asarray(reward, jnp.float32).reshape(()),
+            jnp.asarray(terminated, bool).reshape(()),
+            jnp.asarray(truncated, bool).reshape(()),
+        )
+
+    return Env(
+        name=name,
+        reset=reset,
+        step=step,
+        observation_space=_space(_declared(env.observation_space, params), observed),
+        action_space=action_space,
+        max_steps=_max_steps(params),
+        source=(env, params),
+    )
+
+
+def _action(name: str, given: Any, like: jax.ShapeDtypeStruct) -> Array:
+    if jnp.shape(given) != like.shape:
+        raise ValueError(
+            f"{name}: an action has shape {like.shape}, not {jnp.shape(given)} (batch `step` by vmap)"
+        )
+    return jnp.asarray(given, like.dtype)
+
+
+def _max_steps(params: Any) -> int | None:
+    """The time limit in steps: None if there is none, if it is traced, or if no run would reach it."""
+    limit = getattr(params, "max_steps_in_episode", None)
+    if limit is None or isinstance(limit, Tracer) or not float(limit) < _ENDLESS:
+        return None
+    return math.ceil(float(limit))
+
+
+def _fixed_types(name: str, reset: Callable, step: Callable, action: PyTree) -> tuple[PyTree, PyTree]:
+    """Shapes and dtypes of (observation, state) that hold after `reset` and after any number of steps."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    fixed = _strong(jax.eval_shape(reset, key))
+    while True:
+        stepped = _strong(jax.eval_shape(step, key, fixed[1], action)[:2])
+        if jax.tree.structure(stepped) != jax.tree.structure(fixed):
+            raise ValueError(f"{name}: reset and step return different structures of observation or state")
+        joined = jax.tree_util.tree_map_with_path(
+            lambda path, *pair: _join(name, path, *pair), fixed, stepped
+        )
+        if joined == fixed:
+            return fixed
+        fixed = joined
+
+
+def _strong(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _join(
+    name: str, path: tuple, one: jax.ShapeDtypeStruct, two: jax.ShapeDtypeStruct
+) -> jax.ShapeDtypeStruct:
+    if one.shape != two.shape:
+        part = ("observation", "state")[path[0].idx] + jax.tree_util.keystr(path[1:])
+        raise ValueError(f"{name}: {part} has shape {one.shape} after reset and {two.shape} after a step")
+    dtype = one.dtype if one.dtype == two.dtype else jnp.promote_types(one.dtype, two.dtype)
+    return jax.ShapeDtypeStruct(one.shape, dtype)
+
+
+def _cast(tree: PyTree, like: PyTree) -> PyTree:
+    """`tree` with the dtypes of `like`, strong ones; random keys in a state pass as they are."""
+    is_key = lambda dtype: jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x, to: x if is_key(to.dtype) else jnp.asarray(x, to.dtype), tree, like)
+
+
+def _declared(space: Callable, params: Any) -> Any:
+    """The space that an environment declares, or None; its bounds are concrete unless they are traced."""
+    try:
+        with jax.ensure_compile_time_eval():
+            return space(params)
+    except NotImplementedError:
+        return None
+
+
+def _space(space: Any, observed: PyTree) -> Space:
+    """Our space for Gymnax's: of an action, or of an observation whose shapes and dtypes are `observed`."""
+    from gymnax.environments import spaces
+
+    if isinstance(space, spaces.Dict):
+        pick = (
+            (lambda key: observed[key])
+            if isinstance(observed, Mapping)
+            else (lambda key: getattr(observed, key))
+        )
+        return {
+            key: _space(each, None if observed is None else pick(key)) for key, each in space.spaces.items()
+        }
+    if isinstance(space, spaces.Tuple):
+        parts = (None,) * len(space.spaces) if observed is None else observed
+        return tuple(_space(each, part) for each, part in zip(space.spaces, parts, strict=True))
+    if observed is None:
+        return _action_space(space)
+    if (
+        isinstance(space, spaces.Discrete)
+        and observed.shape == ()
+        and jnp.issubdtype(observed.dtype, jnp.integer)
+    ):
+        return Discrete(int(space.n), observed.dtype)
+    if isinstance(space, spaces.Box) and not any(isinstance(end, Tracer) for end in (space.low, space.high)):
+        low, high = _bound(space.low), _bound(space.high)
+        if all(np.ndim(end) == 0 or np.shape(end) == observed.shape for end in (low, high)):
+            return Box(low, high, observed.shape, observed.dtype)
+    return jax.tree.map(lambda leaf: Box(-np.inf, np.inf, leaf.shape, leaf.dtype), observed)
+
+
+def _action_space(space: Any) -> Space:
+    from gymnax.environments import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n), space.dtype)
+    if isinstance(space, spaces.Box):
+        return Box(_bound(space.low), _bound(space.high), tuple(space.shape), jnp.dtype(space.dtype))
+    raise ValueError(
+        f"an action space of Gymnax is a Discrete, Box, Dict or Tuple, not {type(space).__name__}"
+    )
+
+
+def _bound(bound: Any) -> Any:
+    """A bound in numpy, with ±inf for the largest float32, which is Gymnax's; a traced one as it is."""
+    if isinstance(bound, Tracer):
+        return bound
+    array = np.asarray(bound, np.float32)
+    return np.where(np.abs(array) >= np.finfo(np.float32).max, np.copysign(np.inf, array), array)[()]

@@ -1,0 +1,146 @@
+"""N environments in step: auto-reset, episode statistics, and the rollout that every on-policy method scans.
+
+Auto-reset is ours. Gymnax's `step` runs a whole reset in every step, of which nearly all are thrown away; here a rollout draws a
+pool of fresh starts at once and hands each out once, to whichever environment ends an episode. A pool that runs out is drawn anew,
+inside a `while_loop` that runs at most once: under `vmap` it costs nothing while no member needs it, where a `cond` would become
+a `select` that always pays. Which starts are handed out depends on nothing about their values, so they are as independent as `reset`'s
+own (`tests/envs/test_vector.py` has the Kolmogorov-Smirnov test, `benchmarks/README.md` the costs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax.types import Array, Env, Key, Mean, PyTree
+
+
+class Worlds(NamedTuple):
+    """N running environments: everything that the next step needs to go on."""
+
+    state: PyTree  # of the environments, (N, ...)
+    obs: PyTree  # the observation to act on, (N, ...)
+    episode_return: Array  # (N,) undiscounted reward of the running episode
+    episode_length: Array  # (N,) its steps so far
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments, time first."""
+
+    obs: PyTree  # (T, N, ...) raw, as acted on
+    action: PyTree  # (T, N, ...) raw action of the policy
+    reward: Array  # (T, N)
+    terminated: Array  # (T, N) bool: nothing follows
+    truncated: Array  # (T, N) bool: cut off, something would follow
+    final_value: Array  # (T, N) value of the true final observation, where truncated and not terminated; else 0
+
+
+class Episodes(NamedTuple):
+    """The episodes that ended in a rollout."""
+
+    episode_return: Mean
+    episode_length: Mean
+
+
+class _Pool(NamedTuple):
+    key: Key
+    obs: PyTree  # (P, ...)
+    state: PyTree
+    used: Array  # how many have been handed out
+
+
+def reset(env: Env, key: Key, num_envs: int) -> Worlds:
+    """N environments at the start of an episode."""
+    obs, state = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    return Worlds(state, obs, jnp.zeros(num_envs, jnp.float32), jnp.zeros(num_envs, jnp.int32))
+
+
+def when(predicate: Array, function: Callable[[PyTree], PyTree], operand: PyTree) -> PyTree:
+    """`function(operand)` if the scalar `predicate` holds, else `operand`, for a rare event and equal types.
+
+    A loop of at most one turn: under `vmap` it runs only where some member needs it.
+    """
+    turn = lambda carry: (jnp.zeros_like(carry[0]), function(carry[1]))
+    return jax.lax.while_loop(lambda carry: carry[0], turn, (predicate, operand))[1]
+
+
+def rollout(
+    env: Env,
+    policy: Callable[[Key, PyTree], tuple[PyTree, PyTree]],
+    bootstrap: Callable[[PyTree], Array],
+    key: Key,
+    worlds: Worlds,
+    num_steps: int,
+) -> tuple[Worlds, Rollout, Episodes]:
+    """Step N environments T times.
+
+    Args:
+        env: the environment, of which N instances run.
+        policy: (key, observations (N, ...)) -> (raw actions, actions that the environment takes).
+        bootstrap: observations (N, ...) -> values (N,), evaluated only in a step in which some episode is truncated.
+        key: consumed.
+        worlds: the N environments.
+        num_steps: T.
+
+    Returns: the environments afterwards, the T × N steps, and the episodes that ended in them.
+    """
+    num_envs = worlds.episode_return.shape[0]
+    size = max(num_envs, num_envs * num_steps // 16)
+    fill = lambda key: jax.vmap(env.reset)(jax.random.split(key, size))
+    pool_key, first_key, steps_key = jax.random.split(key, 3)
+    pool = _Pool(pool_key, *fill(first_key), jnp.int32(0))
+
+    def refill(pool: _Pool) -> _Pool:
+        key, fill_key = jax.random.split(pool.key)
+        return _Pool(key, *fill(fill_key), jnp.int32(0))
+
+    def step(carry: tuple, key: Key) -> tuple[tuple, Rollout]:
+        worlds, pool, episodes = carry
+        action_key, env_key = jax.random.split(key)
+        raw, action = policy(action_key, worlds.obs)
+        env_keys = jax.random.split(env_key, num_envs)
+        obs, state, reward, terminated, truncated = jax.vmap(env.step)(env_keys, worlds.state, action)
+        done = terminated | truncated
+        cut = truncated & ~terminated
+        values = when(cut.any(), lambda _: bootstrap(obs), jnp.zeros(num_envs, jnp.float32))
+
+        order = jnp.cumsum(done, dtype=jnp.int32)
+        pool = when(pool.used + order[-1] > size, refill, pool)
+        fresh = jnp.clip(pool.used + order - 1, 0, size - 1)
+        pool = pool._replace(used=pool.used + order[-1])
+        start = lambda new, old: jnp.where(_rows(done, old), new[fresh], old)
+
+        returns, lengths = worlds.episode_return + reward, worlds.episode_length + 1
+        episodes = jax.tree.map(jnp.add, episodes, Episodes(Mean.of(returns, done), Mean.of(lengths, done)))
+        worlds = Worlds(
+            state=jax.tree.map(start, pool.state, state),
+            obs=jax.tree.map(start, pool.obs, obs),
+            episode_return=jnp.where(done, 0.0, returns),
+            episode_length=jnp.where(done, 0, lengths),
+        )
+        transition = Rollout(carry[0].obs, raw, reward, terminated, truncated, jnp.where(cut, values, 0.0))
+        return (worlds, pool, episodes), transition
+
+    none = Mean(jnp.float32(0), jnp.int32(0))
+    keys = jax.random.split(steps_key, num_steps)
+    (worlds, _, episodes), steps = jax.lax.scan(step, (worlds, pool, Episodes(none, none)), keys)
+    return worlds, steps, episodes
+
+
+def boundaries(steps: Rollout, value: Array, last_value: Array, discount: Array, trace_decay: Array) -> tuple[Array, ...]:
+    """What the mathematics of returns needs of T steps: (discount, next_value, trace), each (T, N).
+
+    `terminated` stops bootstrapping (discount 0); `terminated | truncated` cuts the trace; a truncated step is followed by
+    the value of its true final observation. `value` is (T, N), `last_value` (N,) that of the observation after the last step.
+    """
+    done = steps.terminated | steps.truncated
+    following = jnp.concatenate([value[1:], last_value[None]])
+    next_value = jnp.where(done, steps.final_value, following)
+    return discount * (1.0 - steps.terminated), next_value, trace_decay * (1.0 - done)
+
+
+def _rows(mask: Array, like: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

@@ -1,0 +1,57 @@
+"""Per-step losses, elementwise over arrays of any one shape; which mean is taken is visible at the call site.
+
+Log-probabilities are natural logarithms of probabilities or densities. Gradients flow through `log_prob` and
+`value` and through everything else as well: advantages, targets and old quantities are constants because the
+caller computed them outside the differentiated function (or wrapped them in `stop_gradient`), not because of
+anything here.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def policy_gradient(log_prob: Float[Array, "*S"], advantage: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """−log π(a|s) A: its gradient is minus the policy gradient (Williams 1992; Sutton et al. 2000).
+
+    REINFORCE where the advantage is a return, A2C where it is `gae`.
+    """
+    return -log_prob * advantage
+
+
+def clipped_surrogate(
+    log_prob: Float[Array, "*S"],
+    log_prob_old: Float[Array, "*S"],
+    advantage: Float[Array, "*S"],
+    clip: float | Float[Array, ""],
+    clip_high: float | Float[Array, ""] | None = None,
+) -> Float[Array, "*S"]:
+    """−min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) with ρ = exp(log_prob − log_prob_old).
+
+    The clipped objective of PPO (Schulman et al. 2017, eq. 7), ε = clip. `clip_high` is the separate upper
+    bound of DAPO (Yu et al. 2025), ε itself where None. At ρ = 1 the gradient is that of `policy_gradient`.
+    ρ overflows where log_prob exceeds log_prob_old by more than 88 in float32, and NaN follows.
+    """
+    ratio = jnp.exp(log_prob - log_prob_old)
+    clipped = jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high))
+    return -jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def value_loss(value: Float[Array, "*S"], target: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """½ (v − target)², in squared units of the return; its gradient in v is the error v − target."""
+    return 0.5 * jnp.square(value - target)
+
+
+def clipped_value_loss(
+    value: Float[Array, "*S"],
+    value_old: Float[Array, "*S"],
+    target: Float[Array, "*S"],
+    clip: float | Float[Array, ""],
+) -> Float[Array, "*S"]:
+    """½ max((v − target)², (v_old + clip(v − v_old, ±ε) − target)²) with ε = clip, in units of the return.
+
+    The value loss of OpenAI's baselines ppo2, not in the PPO paper (Huang et al. 2022, detail 9). It is
+    `value_loss` while |v − v_old| ≤ ε, and its gradient vanishes where v has moved further than ε towards
+    the target.
+    """
+    near = value_old + jnp.clip(value - value_old, -clip, clip)
+    return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(near - target))

@@ -1,0 +1,18 @@
+"""Networks: Flax modules behind `Network`, the one thing that an algorithm sees."""
+
+from rljax.models.actor_critic import actor_critic, from_linen, from_nnx
+from rljax.models.heads import Head, policy_head
+from rljax.models.layers import ACTIVATIONS, CNN, MLP, Dense, orthogonal
+
+__all__ = [
+    "ACTIVATIONS",
+    "CNN",
+    "MLP",
+    "Dense",
+    "Head",
+    "actor_critic",
+    "from_linen",
+    "from_nnx",
+    "orthogonal",
+    "policy_head",
+]
