@@ -1,0 +1,60 @@
+"""rljax: reinforcement learning on control problems and language models as pure, compiled functions.
+
+    from rljax import envs, ppo, train
+    result = train("ppo", "CartPole-v1", ppo.Config(learning_rate=1e-3), seeds=8, out="runs/first")
+
+Everything below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rljax.runs import mesh as _mesh
+
+if TYPE_CHECKING:
+    from rljax import envs as envs
+    from rljax import math as math
+    from rljax import models as models
+    from rljax import runs as runs
+    from rljax.algorithms import a2c as a2c
+    from rljax.algorithms import ppo as ppo
+    from rljax.algorithms import reinforce as reinforce
+    from rljax.runs.engine import run as run
+    from rljax.runs.evaluate import evaluate as evaluate
+    from rljax.runs.load import load as load
+    from rljax.runs.render import render as render
+    from rljax.runs.report import report as report
+    from rljax.runs.sweep import sweep as sweep
+    from rljax.runs.train import train as train
+
+__version__ = "0.1.0"
+
+_mesh.use_every_core()
+
+_FUNCTIONS = {
+    "run": "rljax.runs.engine",
+    "train": "rljax.runs.train",
+    "sweep": "rljax.runs.sweep",
+    "evaluate": "rljax.runs.evaluate",
+    "load": "rljax.runs.load",
+    "report": "rljax.runs.report",
+    "render": "rljax.runs.render",
+}
+_MODULES = ("envs", "math", "models", "runs", "algorithms", "types", "checks", "cli")
+_ALGORITHMS = ("reinforce", "a2c", "ppo")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"rljax.{name}")
+    if name in _ALGORITHMS:
+        return importlib.import_module(f"rljax.algorithms.{name}")
+    raise AttributeError(f"module 'rljax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_FUNCTIONS, *_MODULES, *_ALGORITHMS, "__version__"])

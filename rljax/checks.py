@@ -69,3 +69,7 @@ def suggest(name: Any, options: Iterable[str]) -> str:
     lowered = {option.lower(): option for option in options}
     near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
     return f"; did you mean {lowered[near[0]]}?" if near else ""
+
+
+class RunError(RuntimeError):
+    """A run that could not go on: what happened, at which iteration, and what can be done."""

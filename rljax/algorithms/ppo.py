@@ -66,6 +66,10 @@ class Config:
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
     reward_scaling: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
 
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
 
 @struct.dataclass
 class State:

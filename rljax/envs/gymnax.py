@@ -20,8 +20,10 @@ from jax.core import Tracer
 
 from rljax.checks import suggest
 from rljax.envs import probes
+from rljax.envs.wrappers import part
 from rljax.types import Array, Box, Discrete, Env, Key, PyTree, Space
 
+_Leaf = jax.ShapeDtypeStruct
 _ENDLESS = 10**9  # a time limit of this many steps or more is none
 
 
@@ -45,14 +47,12 @@ def make(name: str, **arguments: Any) -> Env:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise ValueError(
-            f"no environment {name!r}{suggest(name, names()) or '; rljax.envs.names() lists them'}"
-        )
+        hint = suggest(name, names()) or "; rljax.envs.names() lists them"
+        raise ValueError(f"no environment {name!r}{hint}")
     signature = inspect.signature(gymnax.registration._registry[name]).parameters
     accepts_any = any(each.kind is each.VAR_KEYWORD for each in signature.values())
-    accepted = [
-        key for key, each in signature.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    ]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    accepted = [key for key, each in signature.items() if each.kind in named]
     constructor = {key: value for key, value in arguments.items() if key in accepted}
     environment, params = _construct(name, constructor)
     fields = [field.name for field in dataclasses.fields(params)]
@@ -63,7 +63,7 @@ def make(name: str, **arguments: Any) -> Env:
     else:
         _check(name, others, accepted + fields)
     for key, value in changes.items():
-        if isinstance(getattr(params, key), float) and isinstance(value, int):
+        if isinstance(getattr(params, key), float) and isinstance(value, int | np.integer):
             changes[key] = float(value)  # Gymnax selects between parameters, which need one type
     return from_gymnax(environment, dataclasses.replace(params, **changes), name)
 
@@ -101,13 +101,12 @@ def from_gymnax(env: Any, params: Any = None, name: str | None = None) -> Env:
     Reward is float32 (), both flags are bool (), observation and state leaves keep one strong dtype, so that
     a scan can carry them. `terminated` and `truncated` may both be true. Leaves of `params` may be traced: a
     traced time limit makes `max_steps` None, traced bounds of actions stay as they are, and observations with
-    traced bounds are unbounded. ValueError where `reset` and `step` differ in structure or shape.
+    traced bounds are unbounded. Other bounds are as declared, and a few environments leave theirs (Gymnax's
+    MemoryChain, MetaMaze, GaussianBandit). ValueError where `reset` and `step` differ in structure or shape.
     """
     for method in ("reset_env", "step_env", "is_truncated"):
         if not hasattr(env, method):
-            raise ValueError(
-                f"{type(env).__name__} has no {method}: not an environment of Gymnax 1.0 or later"
-            )
+            raise ValueError(f"{type(env).__name__} has no {method}: no environment of Gymnax 1.0 or later")
     with jax.ensure_compile_time_eval():
         params = env.default_params if params is None else params
     name = str(env.name if name is None else name)
@@ -122,7 +121,7 @@ def from_gymnax(env: Any, params: Any = None, name: str | None = None) -> Env:
             observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
             return observation, state, reward, terminated, env.is_truncated(state, params)
 
-    actions = jax.tree.map(lambda space: jax.ShapeDtypeStruct(space.shape, space.dtype), action_space)
+    actions = jax.tree.map(lambda space: _Leaf(space.shape, space.dtype), action_space)
     observed, carried = _fixed_types(name, raw_reset, raw_step, actions)
 
     def reset(key: Key) -> tuple[PyTree, PyTree]:
@@ -151,10 +150,10 @@ def from_gymnax(env: Any, params: Any = None, name: str | None = None) -> Env:
     )
 
 
-def _action(name: str, given: Any, like: jax.ShapeDtypeStruct) -> Array:
+def _action(name: str, given: Any, like: _Leaf) -> Array:
     if jnp.shape(given) != like.shape:
         raise ValueError(
-            f"{name}: an action has shape {like.shape}, not {jnp.shape(given)} (batch `step` by vmap)"
+            f"{name}: an action has shape {like.shape}, not {jnp.shape(given)}; vmap over a batch"
         )
     return jnp.asarray(given, like.dtype)
 
@@ -175,26 +174,23 @@ def _fixed_types(name: str, reset: Callable, step: Callable, action: PyTree) -> 
         stepped = _strong(jax.eval_shape(step, key, fixed[1], action)[:2])
         if jax.tree.structure(stepped) != jax.tree.structure(fixed):
             raise ValueError(f"{name}: reset and step return different structures of observation or state")
-        joined = jax.tree_util.tree_map_with_path(
-            lambda path, *pair: _join(name, path, *pair), fixed, stepped
-        )
+        join = lambda path, *pair: _join(name, path, *pair)
+        joined = jax.tree_util.tree_map_with_path(join, fixed, stepped)
         if joined == fixed:
             return fixed
         fixed = joined
 
 
 def _strong(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: _Leaf(leaf.shape, leaf.dtype), tree)
 
 
-def _join(
-    name: str, path: tuple, one: jax.ShapeDtypeStruct, two: jax.ShapeDtypeStruct
-) -> jax.ShapeDtypeStruct:
+def _join(name: str, path: tuple, one: _Leaf, two: _Leaf) -> _Leaf:
     if one.shape != two.shape:
         part = ("observation", "state")[path[0].idx] + jax.tree_util.keystr(path[1:])
         raise ValueError(f"{name}: {part} has shape {one.shape} after reset and {two.shape} after a step")
     dtype = one.dtype if one.dtype == two.dtype else jnp.promote_types(one.dtype, two.dtype)
-    return jax.ShapeDtypeStruct(one.shape, dtype)
+    return _Leaf(one.shape, dtype)
 
 
 def _cast(tree: PyTree, like: PyTree) -> PyTree:
@@ -216,30 +212,21 @@ def _space(space: Any, observed: PyTree) -> Space:
     """Our space for Gymnax's: of an action, or of an observation whose shapes and dtypes are `observed`."""
     from gymnax.environments import spaces
 
+    within = lambda key: None if observed is None else part(observed, key)
     if isinstance(space, spaces.Dict):
-        pick = (
-            (lambda key: observed[key])
-            if isinstance(observed, Mapping)
-            else (lambda key: getattr(observed, key))
-        )
-        return {
-            key: _space(each, None if observed is None else pick(key)) for key, each in space.spaces.items()
-        }
+        return {key: _space(each, within(key)) for key, each in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        parts = (None,) * len(space.spaces) if observed is None else observed
-        return tuple(_space(each, part) for each, part in zip(space.spaces, parts, strict=True))
+        return tuple(_space(each, within(i)) for i, each in enumerate(space.spaces))
     if observed is None:
         return _action_space(space)
-    if (
-        isinstance(space, spaces.Discrete)
-        and observed.shape == ()
-        and jnp.issubdtype(observed.dtype, jnp.integer)
-    ):
-        return Discrete(int(space.n), observed.dtype)
-    if isinstance(space, spaces.Box) and not any(isinstance(end, Tracer) for end in (space.low, space.high)):
-        low, high = _bound(space.low), _bound(space.high)
-        if all(np.ndim(end) == 0 or np.shape(end) == observed.shape for end in (low, high)):
-            return Box(low, high, observed.shape, observed.dtype)
+    if isinstance(observed, _Leaf):
+        is_index = observed.shape == () and jnp.issubdtype(observed.dtype, jnp.integer)
+        if isinstance(space, spaces.Discrete) and is_index:
+            return Discrete(int(space.n), observed.dtype)
+        if isinstance(space, spaces.Box):
+            low, high = _bound(space.low), _bound(space.high)
+            if all(not isinstance(end, Tracer) and end.shape in ((), observed.shape) for end in (low, high)):
+                return Box(low, high, observed.shape, observed.dtype)
     return jax.tree.map(lambda leaf: Box(-np.inf, np.inf, leaf.shape, leaf.dtype), observed)
 
 
@@ -250,9 +237,7 @@ def _action_space(space: Any) -> Space:
         return Discrete(int(space.n), space.dtype)
     if isinstance(space, spaces.Box):
         return Box(_bound(space.low), _bound(space.high), tuple(space.shape), jnp.dtype(space.dtype))
-    raise ValueError(
-        f"an action space of Gymnax is a Discrete, Box, Dict or Tuple, not {type(space).__name__}"
-    )
+    raise ValueError(f"an action space must be a Discrete, Box, Dict or Tuple, not {type(space).__name__}")
 
 
 def _bound(bound: Any) -> Any:

@@ -38,7 +38,7 @@ def _one_step(
         return observation, observation
 
     def step(key: Key, state: Array, action: Array) -> _Step:
-        return state, state, reward(state, action), jnp.bool_(True), jnp.bool_(False)
+        return state, state, jnp.float32(reward(state, action)), jnp.bool_(True), jnp.bool_(False)
 
     return Env(name, reset, step, _OBSERVATION, actions, max_steps=1)
 
@@ -174,7 +174,13 @@ def nan_reward(at: int = 100, max_steps: int = 200, probability: float = 1.0) ->
     def step(key: Key, state: Array, action: Array) -> _Step:
         time = state + 1
         broken = (time >= at) & jax.random.bernoulli(key, probability)
-        return jnp.zeros((1,)), time, jnp.where(broken, jnp.nan, 1.0), jnp.bool_(False), time >= max_steps
+        return (
+            jnp.zeros((1,)),
+            time,
+            jnp.float32(jnp.where(broken, jnp.nan, 1.0)),
+            jnp.bool_(False),
+            time >= max_steps,
+        )
 
     limit = _positive(at=at, max_steps=max_steps)
     return Env("NanReward-probe", reset, step, _OBSERVATION, Discrete(2), max_steps=limit)

@@ -172,7 +172,7 @@ def _flat(space: Space, observation: PyTree) -> Array:
         return jnp.concatenate([_flat(Discrete(n), observation[i]) for i, n in enumerate(space.sizes)])
     if isinstance(space, Box):
         return observation.reshape(-1).astype(jnp.float32)
-    return jnp.concatenate([_flat(each, _child(observation, key)) for key, each in _children(space)])
+    return jnp.concatenate([_flat(each, part(observation, key)) for key, each in _children(space)])
 
 
 def _flat_bounds(space: Space) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +192,7 @@ def _children(space: Mapping[str, Any] | tuple) -> list[tuple[Any, Space]]:
     return sorted(space.items()) if isinstance(space, Mapping) else list(enumerate(space))
 
 
-def _child(observation: PyTree, key: Any) -> PyTree:
+def part(observation: PyTree, key: Any) -> PyTree:
     """A part of an observation that is a dict or tuple, or a dataclass or named tuple with that field."""
     return (
         getattr(observation, key)

@@ -54,7 +54,7 @@ def _inverse_cdf(uniform: Float[Array, "*B"], logits: Logits) -> Int32[Array, "*
 
 def _uniform(key: Key[Array, ""], shape: tuple[int, ...], logits: Logits) -> Float[Array, "..."]:
     """Uniforms of at least float32: those of a half-precision type have too few values."""
-    return jax.random.uniform(key, shape, jnp.promote_types(logits.dtype, jnp.float32))
+    return jax.random.uniform(key, shape, logits.dtype if jnp.finfo(logits.dtype).bits >= 32 else jnp.float32)
 
 
 def _categorical_sample(key: Key[Array, ""], logits: Logits) -> Int32[Array, "*B"]:

@@ -27,7 +27,9 @@ def _variance(values: Array, mask: Array | None, axis: Axis, keepdims: bool) -> 
 def _centred(values: Array, mask: Array | None, axis: Axis) -> Array:
     if mask is not None:
         values = jnp.where(mask, values, 0)  # before the square, whose gradient would carry a NaN
-    return values - jnp.broadcast_to(_mean(values, mask, axis, keepdims=True), values.shape)
+    for _ in range(2):  # the second time removes the rounding of the first, which `whiten` would magnify
+        values = values - jnp.broadcast_to(_mean(values, mask, axis, keepdims=True), values.shape)
+    return values
 
 
 def masked_mean(

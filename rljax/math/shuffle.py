@@ -15,8 +15,9 @@ def permutation(key: Key[Array, ""], n: int) -> Int32[Array, "n"]:
     one operand; above that the indices are sorted by 32 random bits. `jax.random.permutation` sorts two
     operands, twice where n > 1625: 7 times slower on a CPU at n = 8192.
 
-    Indices with equal random bits keep their order: for two given ones the probability is 2⁻¹⁹ at n = 8192
-    and 2⁻¹⁸ at worst. Raises ValueError where the static n is negative.
+    Any two indices come in either order with probability exactly ½, and where their random bits are equal
+    (probability 2⁻¹⁹ at n = 8192, 2⁻¹⁸ at worst) one random mask for the whole draw decides; above 2¹⁴ the
+    index does, with probability 2⁻³². Raises ValueError where the static n is negative.
     """
     if n < 0:
         raise ValueError(f"n = {n}: must be at least 0")
@@ -24,5 +25,6 @@ def permutation(key: Key[Array, ""], n: int) -> Int32[Array, "n"]:
     if n > PACKED_LIMIT:
         return jax.lax.sort((bits, jax.lax.iota(jnp.int32, n)), num_keys=1)[1]
     low = jnp.uint32((1 << max(n - 1, 0).bit_length()) - 1)
-    words = jax.lax.sort((bits & ~low) | jax.lax.iota(jnp.uint32, n), is_stable=False)
-    return (words & low).astype(jnp.int32)
+    flip = bits[:1] & low  # decides ties; independent of the high bits, which alone are sorted by
+    words = jax.lax.sort((bits & ~low) | (jax.lax.iota(jnp.uint32, n) ^ flip), is_stable=False)
+    return ((words & low) ^ flip).astype(jnp.int32)

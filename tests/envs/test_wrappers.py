@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 
 
 def counter(observe=None, observation_space=None, action_space=None, ends=100, max_steps=None):
-    """Counts its steps: terminated at `ends`; the reward is the sum of the action as the environment takes it."""
+    """Counts its steps, terminated at `ends`; the reward is the sum of the action that it takes."""
     observe = observe or (lambda time: jnp.array([time, 10 * time, -time], jnp.float32))
     reset = lambda key: (observe(jnp.int32(0)), jnp.int32(0))
 
@@ -126,7 +126,7 @@ def test_flatten_observation():
     }
     env = wrappers.flatten_observation(counter(observe, space))
     observations, *_ = run(env, [0])
-    np.testing.assert_array_equal(observations[1], [0, 1, 0] + [0, 1, 1, 0, 0] + [1, 1, 1, 1] + [7])
+    np.testing.assert_array_equal(observations[1], [0, 1, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1, 7])
     assert observations[1].dtype == jnp.float32
     assert env.observation_space.shape == (13,)
     np.testing.assert_array_equal(env.observation_space.low, [0] * 12 + [-np.inf])
@@ -148,6 +148,16 @@ def test_wrappers_of_gymnax_compose_under_jit_and_vmap():
     np.testing.assert_array_equal(observation[:, 0, :2], first[:, 2:])
     assert truncated.tolist() == [[False, False, True]] * 2
     assert wrappers.unwrapped(state).theta.shape == (2,)
+
+
+def test_traced_bounds_can_be_rescaled():
+    def force(max_force):
+        env = wrappers.rescale_actions(envs.make("PointRobot-misc", max_force=max_force))
+        _, state = env.reset(KEY)
+        return env.step(KEY, state, jnp.array([1.0, 0.5]))[1].last_action
+
+    forces = jax.vmap(force)(jnp.array([0.1, 0.2]))
+    np.testing.assert_allclose(forces, [[0.1, 0.05], [0.2, 0.1]], rtol=1e-5)
 
 
 def test_frozen_lake_flattens_to_one_hot():

@@ -1,5 +1,7 @@
 """The estimators' biases and gradients, taken exactly: expectations over a small categorical are sums."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,7 @@ def kl(p: jax.Array, q: jax.Array) -> float:
 
 
 @ESTIMATORS
-def test_values_are_the_definitions(estimator: object) -> None:
+def test_values_are_the_definitions(estimator: Any) -> None:
     a, b = log_softmax(P), log_softmax(Q)
     ratio = np.exp(b) / np.exp(a)
     expected = {k1: -np.log(ratio), k2: np.log(ratio) ** 2 / 2, k3: ratio - 1 - np.log(ratio)}[estimator]
@@ -53,7 +55,7 @@ def test_which_has_the_right_gradient() -> None:
     """Samples from p are fixed: the weights of the expectation carry no gradient."""
     weight, reference = jax.nn.softmax(P), jax.nn.log_softmax(Q)
 
-    def gradient(estimator: object) -> jax.Array:
+    def gradient(estimator: Any) -> jax.Array:
         return jax.grad(lambda logits: jnp.sum(weight * estimator(jax.nn.log_softmax(logits), reference)))(P)
 
     np.testing.assert_allclose(gradient(k1), np.zeros(6), atol=1e-6)

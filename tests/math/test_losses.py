@@ -88,7 +88,9 @@ def test_pessimism(new: float, old: float, advantage: float, clip: float) -> Non
 def test_clipped_value_loss_inside_and_outside_its_clip() -> None:
     value, old, target = f32(*samples(2, 60))
     near = old + 0.1 * jnp.tanh(value)
-    np.testing.assert_allclose(clipped_value_loss(near, old, target, 0.2), value_loss(near, target), rtol=1e-5)
+    np.testing.assert_allclose(
+        clipped_value_loss(near, old, target, 0.2), value_loss(near, target), rtol=1e-5
+    )
     slope = jax.grad(clipped_value_loss)
     zero, one = jnp.float32(0), jnp.float32(1)
     assert slope(0.5 * one, zero, one, 0.2) == 0  # moved far towards the target: stop

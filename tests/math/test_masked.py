@@ -55,7 +55,7 @@ def test_what_is_masked_out_cannot_be_seen(poison: float) -> None:
         np.testing.assert_array_equal(gradient[~MASK], np.zeros((~MASK).sum()))
 
 
-arrays = hnp.arrays(np.float32, st.integers(2, 40), elements=st.floats(-1e3, 1e3, width=32))
+arrays = hnp.arrays(np.float32, st.sampled_from([2, 9, 40]), elements=st.floats(-1e3, 1e3, width=32))
 
 
 @settings(deadline=None, max_examples=30)
@@ -69,10 +69,11 @@ def test_whitened_values_have_mean_zero_and_variance_one(values: np.ndarray) -> 
         kept = whiten(x, shift_mean=False)
         assert float(masked_mean(kept)) == pytest.approx(float(values.mean(dtype=np.float64)), abs=2e-3)
         assert float(masked_variance(kept)) == pytest.approx(1, rel=1e-2)
-        np.testing.assert_array_equal(np.argsort(values, kind="stable"), np.argsort(result, stable=True))
+        assert np.all(np.diff(np.asarray(result)[np.argsort(values)]) >= 0)
 
 
 def test_equal_values_whiten_to_zero() -> None:
-    np.testing.assert_array_equal(whiten(jnp.full(7, 5.0)), np.zeros(7))
+    for value in (5.0, 1.87416, 1000.1, -1e6 / 3):  # rounding of the mean is not a signal
+        np.testing.assert_array_equal(whiten(jnp.full(9, value)), np.zeros(9))
     np.testing.assert_array_equal(whiten(jnp.full(1, 5.0)), np.zeros(1))
     np.testing.assert_array_equal(whiten(jnp.full(7, 5.0), shift_mean=False), np.full(7, 5.0))

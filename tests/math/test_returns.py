@@ -90,9 +90,7 @@ def test_n_step_limits() -> None:
 @pytest.mark.parametrize(("clip_rho", "clip_c"), [(1.0, 1.0), (2.0, 0.7), (100.0, 100.0)])
 def test_vtrace_is_the_sum_of_the_paper(steps: ref.Trajectory, clip_rho: float, clip_c: float) -> None:
     length = len(steps.reward)
-    target = np.array(
-        [ref.vtrace_target(steps, t, GAMMA, LAMBDA, clip_rho, clip_c) for t in range(length)]
-    )
+    target = np.array([ref.vtrace_target(steps, t, GAMMA, LAMBDA, clip_rho, clip_c) for t in range(length)])
     inputs = (steps.reward, steps.discount(GAMMA), steps.value, steps.next_value, steps.trace(LAMBDA))
     actual = vtrace(*f32(*inputs, steps.ratio), clip_rho, clip_c)
     close(actual.target, target, 1e-4)
@@ -108,7 +106,12 @@ def test_vtrace_is_the_sum_of_the_paper(steps: ref.Trajectory, clip_rho: float, 
 @pytest.mark.parametrize("clip", [1.0, 5.0])
 def test_vtrace_on_policy_is_the_lambda_return(steps: ref.Trajectory, clip: float) -> None:
     reward, discount, value, next_value, trace, ratio = f32(
-        steps.reward, steps.discount(GAMMA), steps.value, steps.next_value, steps.trace(LAMBDA), steps.ratio**0
+        steps.reward,
+        steps.discount(GAMMA),
+        steps.value,
+        steps.next_value,
+        steps.trace(LAMBDA),
+        steps.ratio**0,
     )
     actual = vtrace(reward, discount, value, next_value, trace, ratio, clip, clip)
     close(actual.target, lambda_returns(reward, discount, next_value, trace))
@@ -124,7 +127,7 @@ def test_vtrace_of_an_impossible_action_changes_nothing() -> None:
 
 
 def test_truncation_bootstraps_and_termination_does_not() -> None:
-    """Three steps, the second ends an episode whose final value is 10; worked by hand with γ = ½ and λ = 1."""
+    """Three steps, the second ends an episode of final value 10; by hand with γ = ½ and λ = 1."""
     reward, value = jnp.array([1.0, 1.0, 1.0]), jnp.array([0.0, 0.0, 100.0])
     next_value, trace = jnp.array([0.0, 10.0, 4.0]), jnp.array([1.0, 0.0, 1.0])
     truncated = jnp.array([0.5, 0.5, 0.5])
@@ -145,9 +148,7 @@ rewards = st.lists(st.floats(-10, 10, width=32), min_size=LENGTH, max_size=LENGT
 
 @settings(deadline=None, max_examples=25)
 @given(rewards, st.integers(0, 2**31), st.floats(0, 1, width=32), st.integers(1, LENGTH - 1))
-def test_nothing_crosses_the_end_of_an_episode(
-    later: list[float], seed: int, decay: float, cut: int
-) -> None:
+def test_nothing_crosses_the_end_of_an_episode(later: list[float], seed: int, decay: float, cut: int) -> None:
     """What happens after a truncation cannot change an advantage before it."""
     steps = ref.trajectory(seed, LENGTH, ends=0.0)
     steps.truncated[cut - 1] = True

@@ -1,4 +1,4 @@
-"""The permutation is one, and every one is equally likely: chi-square at a fixed key, rejecting below 1e-3."""
+"""The result is a permutation and each is equally likely: tests at fixed keys, rejecting below 1e-3."""
 
 import itertools
 
@@ -53,14 +53,14 @@ def test_every_position_of_64_gets_every_index() -> None:
 @pytest.mark.parametrize("n", [8192, PACKED_LIMIT, PACKED_LIMIT + 1])
 def test_neighbours_come_in_either_order(n: int) -> None:
     """The packed index must not decide: i before i + 1 half the time, as i and a far j."""
-    rows = draws(3, 16, n)
+    rows = draws(3, 64, n)
     position = np.argsort(rows, axis=1)
     for distance in (1, n // 2):
         ordered = (position[:, :-distance] < position[:, distance:])[:, :: distance + 1]
         assert stats.binomtest(int(ordered.sum()), ordered.size).pvalue > 1e-3
     assert abs(np.corrcoef(np.arange(n), rows[0])[0, 1]) < 4 / np.sqrt(n)
-    ascents = (np.diff(rows, axis=1) > 0).mean()  # Eulerian: mean ½, variance (n + 1) / (12 n²) of the mean
-    assert abs(ascents - 0.5) < 4 * np.sqrt(1 / (12 * n * len(rows)))
+    ascents = (np.diff(rows, axis=1) > 0).mean(axis=1)  # sees equal random bits that fall back on the index
+    assert stats.ttest_1samp(ascents, 0.5).pvalue > 1e-3
 
 
 def test_another_key_gives_another_order_and_vmap_changes_none() -> None:

@@ -33,9 +33,7 @@ def test_merging_in_any_tree_equals_one_pass() -> None:
     rng = np.random.default_rng(1)
     data = rng.normal(size=(60, 2)) * [1.0, 100.0] + [0.0, -50.0]
     empty = statistics.init(jnp.zeros(2))
-    a, b, c = (
-        statistics.update(empty, jnp.asarray(part, jnp.float32)) for part in np.split(data, [5, 25])
-    )
+    a, b, c = (statistics.update(empty, jnp.asarray(part, jnp.float32)) for part in np.split(data, [5, 25]))
     check(statistics.merge(statistics.merge(a, b), c), data)
     check(statistics.merge(a, statistics.merge(b, c)), data)
     check(statistics.merge(statistics.merge(c, empty), statistics.merge(b, a)), data)

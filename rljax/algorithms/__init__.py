@@ -1,0 +1,89 @@
+"""The algorithms by name. Each is one module with the same names: Config, State, Metrics, make.
+
+Imported when first asked for: a list of names should not cost an import of JAX.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import io
+import textwrap
+import tokenize
+import typing
+from types import ModuleType
+from typing import Any, NamedTuple
+
+NAMES = ("reinforce", "a2c", "ppo")
+
+# What a field is that has no comment of its own, where every algorithm means the same by it.
+_COMMON = {
+    "activation": "of the hidden layers: tanh, relu, silu, gelu or elu",
+    "action_distribution": "of continuous actions",
+    "adam_epsilon": "ε of Adam",
+    "advantage_normalization": "over what advantages are whitened",
+    "architecture": "of the network: mlp for vectors, cnn for images",
+    "hidden_sizes": "units of each hidden layer",
+    "num_envs": "environments running in parallel",
+    "num_epochs": "passes over each rollout",
+    "num_minibatches": "gradient steps of each pass over a rollout",
+    "observation_normalization": "of observations, by running mean and variance",
+    "reward_scaling": "of rewards, by the running deviation of discounted returns",
+    "torso": "whether policy and value have layers in common",
+    "value_loss": "squared error, or the larger of it and its clipped form",
+}
+
+
+class Field(NamedTuple):
+    """A field of an algorithm's Config, as help and tables show it."""
+
+    name: str
+    type: Any
+    default: Any
+    leaf: bool  # a number that a sweep varies in one compilation, not a static choice
+    help: str
+
+
+def get(name: str) -> ModuleType:
+    """The module of the algorithm called `name`. ValueError with the nearest name where there is none."""
+    if name not in NAMES:
+        from rljax.checks import suggest
+
+        raise ValueError(f"no algorithm {name!r} (there are {', '.join(NAMES)}){suggest(name, NAMES)}")
+    return importlib.import_module(f"rljax.algorithms.{name}")
+
+
+def fields(name: str) -> tuple[Field, ...]:
+    """The Config fields of the algorithm called `name`; the comment beside each in the source is its help."""
+    config = get(name).Config
+    types, comments = typing.get_type_hints(config), _comments(config)
+    return tuple(
+        Field(
+            each.name,
+            types[each.name],
+            getattr(config(), each.name),
+            each.metadata.get("pytree_node", True),
+            comments.get(each.name) or _COMMON.get(each.name, ""),
+        )
+        for each in dataclasses.fields(config)
+    )
+
+
+def _comments(config: type) -> dict[str, str]:
+    """The comments on the lines of each annotated field in a class's source; none without a source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(config))
+    except OSError:
+        return {}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {
+        token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT
+    }
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            found[node.target.id] = " ".join(comments[line] for line in lines if line in comments)
+    return found

@@ -1,0 +1,205 @@
+"""REINFORCE (Williams 1992, doi:10.1007/BF00992696) with reward-to-go and a choice of baseline: the textbooks' program, compiled.
+
+    G_t = Σ_{k≥t} γ^{k−t} r_k
+    L   = 1/N Σ_episodes Σ_t [−log π(a_t | s_t) (G_t − b_t) + c_v · ½ (v(s_t) − G_t)² − c_e · H(π(· | s_t))]
+
+One step plays N = num_envs whole episodes, one in each environment, and takes one gradient step. Every episode runs to its end, so
+short ones are not preferred; and the sum over an episode's steps is divided by the number of episodes, not of steps, so the gradient is
+unbiased. An environment that has finished waits for the longest possible episode, and its steps are masked out. So num_envs × num_steps,
+by which runs count, is an upper bound on the steps played in an iteration; the metric `episode_length` tells the true ones.
+
+The baseline b_t is 0 ("none"), the mean of the batch's G ("mean": its own episode included, a bias of order 1/N), or v(s_t)
+("learned"). An episode that hit the time limit has, as in the textbooks, a return of only the rewards that were seen; with a learned
+baseline γ v(final observation) stands for the rest.
+
+Differs from Williams: reward-to-go in place of the whole episode's return, Adam, gradient clipping, an entropy bonus (off by default).
+Differs from Sutton & Barto (2018, sec. 13.3): no factor γᵗ before the gradient, as is usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from rljax import checks
+from rljax.math import losses, masked, returns, schedules
+from rljax.math.normalizers import NORMALIZERS
+from rljax.math.schedules import SCHEDULES
+from rljax.models import actor_critic, policy_head
+from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+
+
+class Baseline(NamedTuple):
+    subtrahend: Callable[[Array, Array, Array], Array]  # (returns, values, mask), each (T, N) -> what is subtracted
+    learned: bool  # the value function is trained, and stands for what follows a time limit
+
+
+BASELINES = {
+    "none": Baseline(lambda target, value, mask: jnp.zeros_like(target), False),
+    "mean": Baseline(lambda target, value, mask: masked.masked_mean(target, mask), False),
+    "learned": Baseline(lambda target, value, mask: value, True),
+}
+
+
+@struct.dataclass
+class Config:
+    """Fields of REINFORCE; numbers are leaves that a sweep varies in one compilation, the rest is static."""
+
+    total_steps: float = 1_000_000  # of the run, iterations × num_envs × num_steps: its length and the schedule's horizon
+    learning_rate: float = 1e-2  # of Adam, at the start
+    discount: float = 0.99  # γ
+    entropy_coefficient: float = 0.0  # c_e
+    value_coefficient: float = 0.5  # c_v, of the learned baseline
+    max_grad_norm: float = 0.5  # global norm to which gradients are clipped
+    num_envs: int = struct.field(pytree_node=False, default=16)  # episodes per iteration
+    num_steps: int = struct.field(pytree_node=False, default=500)  # room for the longest episode
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
+    activation: str = struct.field(pytree_node=False, default="tanh")
+    architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
+    torso: Literal["separate", "shared"] = struct.field(pytree_node=False, default="separate")
+    action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")
+    initial_log_std: float = 0.0  # of a Gaussian policy
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="linear")  # learning rate
+    baseline: Literal["none", "mean", "learned"] = struct.field(pytree_node=False, default="learned")
+    advantage_normalization: Literal["none", "batch"] = struct.field(pytree_node=False, default="none")
+    observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """The most environment steps of one `step`; those that finished environments wait are counted too."""
+        return self.num_envs * self.num_steps
+
+
+@struct.dataclass
+class State:
+    params: PyTree
+    opt_state: PyTree
+    normalizer: PyTree  # running statistics of observations, or ()
+    iteration: Array
+
+
+class Metrics(NamedTuple):
+    episode_return: Mean  # undiscounted, of every episode of the iteration
+    episode_length: Mean
+    policy_loss: Mean  # this and the next two per step
+    value_loss: Mean  # empty without a learned baseline
+    entropy: Mean
+    gradient_norm: Mean  # before clipping
+
+
+class World(NamedTuple):
+    """An environment that plays one episode."""
+
+    state: PyTree
+    obs: PyTree  # the observation to act on, at last the final one
+    running: Array  # bool: the episode has not ended
+    terminated: Array  # bool: it has, and nothing follows
+
+
+def make(env: Env, config: Config, network: Network | None = None, frozen: Any = None) -> Algorithm:
+    """REINFORCE on `env`. A `network` of the user's own gives (policy parameters, value) of an observation.
+
+    Raises: ValueError naming a field of `config`, its value and what would be right, or if `env` has no time limit.
+    """
+    del frozen
+    checks.number(config, "learning_rate", "total_steps", "max_grad_norm", low=0, open_low=True)
+    checks.number(config, "discount", low=0, high=1)
+    checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
+    checks.count(config, "num_envs", "num_steps")
+    checks.choice(config, "baseline", BASELINES)
+    checks.choice(config, "advantage_normalization", ("none", "batch"))
+    checks.choice(config, "observation_normalization", NORMALIZERS)
+    checks.choice(config, "schedule", SCHEDULES)
+    length = env.max_steps
+    if length is None:
+        raise ValueError(f"{env.name}: REINFORCE plays whole episodes, which have no limit here; use envs.wrappers.time_limit")
+    if config.num_steps < length:
+        raise ValueError(
+            f"reinforce.Config.num_steps = {config.num_steps}: must be at least {length}, the longest episode of {env.name}"
+        )
+    head = policy_head(env.action_space, config.action_distribution)
+    network = network or actor_critic(env.observation_space, head, config)
+    distribution = head.distribution
+    normalizer = NORMALIZERS[config.observation_normalization]
+    baseline = BASELINES[config.baseline]
+    optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
+
+    def start(key: Key) -> World:
+        obs, state = env.reset(key)
+        return World(state, obs, jnp.bool_(True), jnp.bool_(False))
+
+    def advance(key: Key, world: World, action: PyTree) -> tuple[World, Array]:
+        obs, state, reward, terminated, truncated = env.step(key, world.state, action)
+        after = World(state, obs, ~(terminated | truncated), terminated)
+        after = jax.tree.map(lambda new, old: jnp.where(world.running, new, old), after, world)  # else it stands still
+        return after, jnp.where(world.running, reward, 0.0)
+
+    def init(key: Key) -> State:
+        reset_key, params_key = jax.random.split(key)
+        example = env.reset(reset_key)[0]
+        params = network.init(params_key, example)
+        return State(
+            params=params,
+            opt_state=optimizer.init(params),
+            normalizer=normalizer.init(example),
+            iteration=jnp.int32(0),
+        )
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        reset_key, steps_key = jax.random.split(key)
+        forward = lambda params, obs: network.apply(params, normalizer.apply(state.normalizer, obs))
+
+        def play(worlds: World, key: Key) -> tuple[World, tuple[PyTree, ...]]:
+            action_key, env_key = jax.random.split(key)
+            action = distribution.sample(action_key, forward(state.params, worlds.obs)[0])
+            env_keys = jax.random.split(env_key, config.num_envs)
+            after, reward = jax.vmap(advance)(env_keys, worlds, head.to_env(action))
+            return after, (worlds.obs, action, reward, worlds.running)
+
+        worlds = jax.vmap(start)(jax.random.split(reset_key, config.num_envs))
+        worlds, (obs, action, reward, mask) = jax.lax.scan(play, worlds, jax.random.split(steps_key, length))
+
+        value, last_value = forward(state.params, obs)[1], forward(state.params, worlds.obs)[1]
+        bootstrap = jnp.where(baseline.learned & ~worlds.terminated, last_value, 0.0)
+        discount = jnp.where(mask, config.discount, 1.0)  # 1: carries the bootstrap back to the episode's end
+        target = jax.vmap(returns.discounted_returns, (1, 1, 0), 1)(reward, discount, bootstrap)
+        advantage = target - baseline.subtrahend(target, value, mask)
+        if config.advantage_normalization == "batch":
+            advantage = masked.whiten(advantage, mask)
+
+        def loss(params: PyTree) -> tuple[Array, tuple[Mean, ...]]:
+            parameters, value = forward(params, obs)
+            policy_losses = losses.policy_gradient(distribution.log_prob(parameters, action), advantage)
+            value_losses = losses.value_loss(value, target)
+            entropy = distribution.entropy(parameters)
+            parts = ((policy_losses, mask), (value_losses, mask & baseline.learned), (entropy, mask))
+            means = tuple(Mean.of(*part) for part in parts)
+            policy, value, entropy = (mean.total for mean in means)
+            total = policy + config.value_coefficient * value - config.entropy_coefficient * entropy
+            return total / config.num_envs, means
+
+        gradients, means = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state)
+        progress = state.iteration * (config.steps_per_iteration / config.total_steps)
+        learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
+        # Waiting steps repeat steps of running environments, for statistics that take no mask.
+        order = jnp.argsort(~mask.reshape(-1))[jnp.arange(mask.size) % mask.sum()]
+        played = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order], obs)
+        new = State(
+            params=jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates),
+            opt_state=opt_state,
+            normalizer=normalizer.update(state.normalizer, played),
+            iteration=state.iteration + 1,
+        )
+        episodes = Mean.of(reward.sum(0)), Mean.of(mask.sum(0))
+        return new, Metrics(*episodes, *means, Mean.of(optax.global_norm(gradients)))
+
+    def policy(state: State) -> Policy:
+        return head.policy(lambda obs: network.apply(state.params, normalizer.apply(state.normalizer, obs))[0])
+
+    return Algorithm(init, step, policy)

@@ -1,0 +1,236 @@
+"""One compiled program for any number of members: seeds, and configurations that differ in numbers.
+
+A member is one training run. What differs between members (keys, states, swept Config leaves) has a leading axis S; the rest
+(frozen arrays, the base Config, how many iterations, the retry count) is shared. `make` is called inside the trace, so that Config
+leaves are arguments of the program. Members are mapped on each device (`vmap` or `lax.map`) and sharded over devices.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from rljax.runs import mesh
+from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree
+
+EVALUATION = 2**31 - 1  # folded into the run key where training folds an iteration
+
+
+class Program(NamedTuple):
+    """Compiled functions over S members (padded to a multiple of the devices) and what compiling them took."""
+
+    init: Callable[[], PyTree]  # () -> states (S, ...)
+    advance: Callable[..., tuple[PyTree, PyTree, Array]]  # (states, n, retry) -> (states, summed metrics, first bad iteration)
+    evaluate: Callable[..., tuple[Array, Array, Array]]  # (states, salt, episodes, greedy) -> returns, lengths, complete (S, E)
+    place: Callable[[PyTree], PyTree]  # states (S, ...) of the host -> on the devices
+    fetch: Callable[[PyTree], PyTree]  # anything (S, ...) -> numpy without the padding
+    unhost: Callable[[PyTree], PyTree]  # what `fetch` made of states -> states, with typed keys again
+    compile_seconds: Callable[[], float]  # spent so far
+    memory_bytes: Callable[[], int]  # of the training program per device: arguments, outputs and temporaries
+    mapping: str  # how, in words
+
+
+def run(algorithm: Algorithm, key: Key, state: PyTree, num_iterations: int) -> tuple[PyTree, PyTree]:
+    """`num_iterations` cycles inside a jit: the last state and the metrics stacked over iterations, (I, ...).
+
+    Iteration i uses fold_in(fold_in(key, i), 0), as `train` does, so both give the same run.
+    """
+
+    def body(state: PyTree, _: None) -> tuple[PyTree, PyTree]:
+        return algorithm.step(iteration_key(key, state.iteration, 0), state)
+
+    return jax.lax.scan(body, state, None, num_iterations)
+
+
+def iteration_key(run_key: Key, iteration: Array, retry: Array | int) -> Key:
+    """The key of one cycle; a rollback after NaN raises `retry`."""
+    return jax.random.fold_in(jax.random.fold_in(run_key, iteration), retry)
+
+
+def strong(config: Any) -> Any:
+    """Every leaf as a strong float32 array, so that a number and a swept leaf compile to one program."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), config)
+
+
+def episodes(
+    env: Env, policy: Policy, key: Key, num_episodes: int, greedy: bool | Array
+) -> tuple[Array, Array, Array]:
+    """The first episode of each of E parallel environments, whole: no bias towards short ones.
+
+    Returns: undiscounted returns (E,), lengths (E,) and whether each episode ended within the time limit (E,) bool; an
+    environment without one gets 100,000 steps.
+    """
+    limit = env.max_steps or 100_000
+    reset_key, run_key = jax.random.split(key)
+    obs, state = jax.vmap(env.reset)(jax.random.split(reset_key, num_episodes))
+    zero = jnp.zeros(num_episodes, jnp.float32)
+    start = (jnp.int32(0), obs, state, policy.init(), zero, zero.astype(jnp.int32), zero.astype(bool))
+
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < limit) & ~carry[-1].all()
+
+    def step(carry: tuple) -> tuple:
+        time, obs, state, memory, returns, lengths, done = carry
+        act_key, env_key = jax.random.split(jax.random.fold_in(run_key, time))
+        action, memory = policy.act(act_key, obs, memory, greedy)
+        keys = jax.random.split(env_key, num_episodes)
+        obs, state, reward, terminated, truncated = jax.vmap(env.step)(keys, state, action)
+        returns = returns + jnp.where(done, 0.0, reward)
+        return time + 1, obs, state, memory, returns, lengths + ~done, done | terminated | truncated
+
+    *_, returns, lengths, done = jax.lax.while_loop(unfinished, step, start)
+    return returns, lengths, done
+
+
+def build(
+    make: Callable[..., Algorithm],
+    world: Env,
+    config: Any,
+    swept: dict[str, np.ndarray],
+    seeds: list[int],
+    network: Any = None,
+    frozen: Any = None,
+    cache: dict[Any, Any] | None = None,
+) -> Program:
+    """The program of S = len(seeds) members on this machine's devices; member i has seed seeds[i] and swept[field][i].
+
+    `cache` keeps compiled programs for a later call that differs in seeds and swept values only.
+
+    Raises: ValueError of `make`, which is called here once with each member's concrete Config.
+    """
+    make(world, config, network, frozen)
+    for values in zip(*swept.values(), strict=True):
+        make(world, config.replace(**dict(zip(swept, map(float, values), strict=True))), network, frozen)
+
+    members = len(seeds)
+    devices = mesh.devices_for(members)
+    kind = mesh.mapping_for(devices[0])
+    padded = -(-members // len(devices)) * len(devices)
+    index = np.minimum(np.arange(padded), members - 1)
+    grid = jax.make_mesh((len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices)
+    per_member, everywhere = (NamedSharding(grid, PartitionSpec(*axes)) for axes in (("member",), ()))
+    place = lambda tree: jax.device_put(jax.tree.map(lambda x: x[index], tree), per_member)
+    share = lambda tree: jax.device_put(tree, everywhere)
+
+    base, frozen = share(strong(config)), share(frozen)
+    varied = place({name: np.asarray(values, np.float32) for name, values in swept.items()})
+    pairs = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in seeds]))
+    init_keys, run_keys = place(pairs[:, 0]), place(pairs[:, 1])
+
+    def algorithm(shared: tuple, varied: dict) -> Algorithm:
+        return make(world, shared[0].replace(**varied), network, shared[1])
+
+    def init(shared: tuple, varied: dict, key: Key) -> PyTree:
+        return algorithm(shared, varied).init(key)
+
+    def advance(shared: tuple, varied: dict, key: Key, state: PyTree) -> tuple[PyTree, PyTree, Array]:
+        step = algorithm(shared, varied).step
+        shapes = jax.eval_shape(step, key, state)[1]
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def body(_: Array, carry: tuple) -> tuple:
+            state, sums, bad = carry
+            following, metrics = step(iteration_key(key, state.iteration, shared[3]), state)
+            finite = jnp.stack([jnp.isfinite(mean.total) for mean in metrics]).all()
+            bad = jnp.where((bad < 0) & ~finite, state.iteration, bad)
+            return following, jax.tree.map(jnp.add, sums, metrics), bad
+
+        return jax.lax.fori_loop(0, shared[2], body, (state, zeros, jnp.int32(-1)))
+
+    def evaluate(count: int, shared: tuple, varied: dict, key: Key, state: PyTree) -> tuple[Array, Array, Array]:
+        policy = algorithm(shared, varied).policy(state)
+        key = jax.random.fold_in(jax.random.fold_in(key, EVALUATION), shared[2])
+        return episodes(world, policy, key, count, shared[3])
+
+    spent = [0.0]
+    cache = {} if cache is None else cache
+
+    def compiled(name: Any, function: Callable[..., Any], arguments: tuple, donate: tuple[int, ...] = ()) -> Any:
+        if (name, padded) not in cache:
+            begun = time.perf_counter()
+            whole = jax.jit(_over_members(function, kind, grid), donate_argnums=donate, out_shardings=per_member)
+            cache[name, padded] = whole.lower(*arguments).compile()
+            spent[0] += time.perf_counter() - begun
+        return cache[name, padded]
+
+    def shapes() -> PyTree:
+        found = jax.eval_shape(_over_members(init, kind, grid), (base, frozen), varied, init_keys)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=per_member), found)
+
+    def start() -> PyTree:
+        arguments = ((base, frozen), varied, init_keys)
+        return compiled("init", init, arguments)(*arguments)
+
+    def go(states: PyTree, n: int, retry: int = 0) -> tuple[PyTree, PyTree, Array]:
+        shared = (base, frozen, *share((np.int32(n), np.int32(retry))))
+        arguments = (shared, varied, run_keys, states)
+        return compiled("advance", advance, arguments, donate=(3,))(*arguments)
+
+    def judge(states: PyTree, salt: int, count: int, greedy: bool = True) -> tuple[Array, Array, Array]:
+        shared = (base, frozen, *share((np.uint32(salt), np.bool_(greedy))))
+        arguments = (shared, varied, run_keys, states)
+        return compiled(("evaluate", count), functools.partial(evaluate, count), arguments)(*arguments)
+
+    def memory() -> int:
+        shared = (base, frozen, *share((np.int32(0), np.int32(0))))
+        analysis = compiled("advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)).memory_analysis()
+        return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+
+    return Program(
+        init=start,
+        advance=go,
+        evaluate=judge,
+        place=place,
+        fetch=lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree)),
+        unhost=lambda tree: jax.tree.map(unhosted, tree, shapes()),
+        compile_seconds=lambda: spent[0],
+        memory_bytes=memory,
+        mapping=f"{members} member{'s' * (members > 1)}, {kind} on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}",
+    )
+
+
+def hosted(tree: PyTree) -> PyTree:
+    """A pytree for the host's hands: typed keys as their words."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, tree)
+
+
+def unhosted(array: np.ndarray, like: Any) -> Any:
+    """The inverse of `hosted` for one leaf: a typed key again where `like` is one."""
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else jnp.asarray(array)
+
+
+def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callable[..., Any]:
+    """`function(shared, *of one member)` over the leading axis of all but the first argument."""
+
+    def on_a_device(shared: PyTree, *members: PyTree) -> PyTree:
+        if kind == "vmap":
+            return jax.vmap(lambda *member: function(shared, *member))(*members)
+        return jax.lax.map(lambda member: function(shared, *member), members)
+
+    if grid.size == 1:
+        return on_a_device
+    spec = PartitionSpec("member")
+
+    def on_all(shared: PyTree, *members: PyTree) -> PyTree:
+        specs = (PartitionSpec(), *(spec for _ in members))
+        return jax.shard_map(on_a_device, mesh=grid, in_specs=specs, out_specs=spec, check_vma=False)(shared, *members)
+
+    return on_all
+
+
+def totals(metrics: PyTree) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Fetched metrics as name -> (total, count), each (S,) in float64, to be added up on the host."""
+    return {
+        name: (np.asarray(mean.total, np.float64), np.asarray(mean.count, np.float64))
+        for name, mean in metrics._asdict().items()
+        if isinstance(mean, Mean)
+    }

@@ -1,0 +1,68 @@
+"""Evaluate: a trained policy over exactly n complete episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rljax import checks
+from rljax.runs import checkpoint, engine, load, statistics
+from rljax.types import Env, Network
+
+
+def evaluate(
+    run: Path | str,
+    *,
+    episodes: int = 128,
+    greedy: bool = True,
+    seed: int = 0,
+    member: int | None = None,
+    checkpoint_iteration: int | None = None,
+    env: Env | None = None,
+    network: Network | None = None,
+) -> dict[str, Any]:
+    """Run the policies of a run for `episodes` complete episodes each, in parallel: no bias towards short ones.
+
+    Args:
+        run: a folder that `train` wrote.
+        greedy: the policy's mode, or a draw from it.
+        seed: of the start states and whatever is drawn.
+        member: only this one; None takes all.
+        checkpoint_iteration: None takes the newest complete checkpoint.
+        env, network: where the run was made with ones of your own.
+
+    Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}.
+
+    Raises: ValueError or FileNotFoundError in one line.
+    """
+    load.check_seed(seed, 1)
+    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
+        raise ValueError(f"episodes = {checks.show(episodes)}: must be an integer of at least 1")
+    told, found, swept = load.description(run, env)
+    number = len(told["seeds"])
+    if member is not None and not 0 <= member < number:
+        raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
+    restored = load.saved(run, checkpoint_iteration)
+    chosen = list(range(number)) if member is None else [member]
+    varied = {name: np.asarray(column)[chosen] for name, column in swept.items()}
+    program = engine.build(found.module.make, found.env, found.config, varied, [told["seeds"][i] for i in chosen], network)
+    template = program.fetch(program.init())
+    arrays = {name: array[chosen] for name, array in restored.leaves.items()}
+    states = program.place(program.unhost(checkpoint.rebuild(template, arrays, restored.path)))
+    returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
+    if not complete.all():
+        raise checks.RunError(
+            f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end within 100,000 steps; "
+            "give the environment a time limit (rljax.envs.time_limit)"
+        )
+    summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), episodes)
+    return {
+        "return": summarise(returns.astype(np.float64)),
+        "episode_length": summarise(lengths.astype(np.float64)),
+        "iteration": restored.iteration,
+        "greedy": greedy,
+        "device": jax.local_devices()[0].platform,
+    }

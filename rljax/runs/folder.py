@@ -1,0 +1,118 @@
+"""What a run folder says of itself: config.json, summary.json, failure.json. The README documents every field."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rljax.checks import show
+from rljax.runs.checkpoint import write_json
+
+CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
+    "config.json",
+    "summary.json",
+    "failure.json",
+    "metrics.jsonl",
+    "checkpoints",
+)
+
+
+def plain(value: Any) -> Any:
+    """A Config value as JSON: numbers, strings, lists."""
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return np.asarray(value).tolist()
+    return value
+
+
+def describe(setup: Any, swept: dict[str, Any], seeds: list[int], iterations: int) -> dict[str, Any]:
+    """The content of config.json for a `load.Setup`."""
+    values = {field.name: plain(getattr(setup.config, field.name)) for field in fields(setup.config)}
+    return {
+        "algorithm": setup.algorithm,
+        "env": setup.env_name,
+        "env_arguments": {name: plain(value) for name, value in setup.env_arguments.items()},
+        "config": values | {name: plain(column) for name, column in swept.items()},
+        "swept": list(swept),
+        "seeds": seeds,
+        "preset": setup.preset,
+        "steps_per_iteration": setup.config.steps_per_iteration,
+        "iterations": iterations,
+        "versions": versions(),
+        "device": device(),
+        "git": revision(),
+    }
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first thing that keeps a run described by `new` from continuing the one described by `old`, or None."""
+    for name in ("algorithm", "env", "env_arguments", "seeds"):
+        if old.get(name) != new[name]:
+            return f"{name} is {old.get(name)} there and {new[name]} here"
+    for name, value in new["config"].items():
+        if name not in old["config"]:
+            return f"{name} is not a field there"
+        if old["config"][name] != value:
+            return f"{name} is {show(old['config'][name])} there and {show(value)} here"
+    return None
+
+
+def read(run: Path | str) -> dict[str, Any]:
+    """config.json of a run folder. Raises: FileNotFoundError or ValueError in one line."""
+    path = Path(run) / CONFIG
+    if (Path(run) / "sweep.json").is_file():
+        raise ValueError(f"{run} is a sweep: name one of its runs, such as {Path(run) / 'part-000'}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is not a run folder: it has no {CONFIG}; name a folder that `rljax train --out` wrote")
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); start the run again") from error
+
+
+def versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("rljax", "jax", "jaxlib", "flax", "optax", "gymnax", "orbax-checkpoint"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def device() -> str:
+    """The hardware that JAX computes on, by name."""
+    first = jax.local_devices()[0]
+    name = _processor() if first.platform == "cpu" else first.device_kind
+    return f"{name} x {jax.local_device_count()}" if first.platform != "cpu" else f"{name}, {jax.local_device_count()} cores"
+
+
+def revision() -> str | None:
+    """The git revision of the working directory, with a + where it has uncommitted changes."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def write(run: Path, name: str, content: Any) -> None:
+    write_json(run / name, content)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,170 @@
+"""From names to a runnable set-up, and from a run folder back to its trained policy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rljax import algorithms, envs
+from rljax.runs import checkpoint, engine, folder, presets
+from rljax.types import Algorithm, Env, Network, PyTree
+
+
+class Setup(NamedTuple):
+    """What is to be trained, resolved from names."""
+
+    algorithm: str
+    module: ModuleType
+    env_name: str
+    env: Env
+    env_arguments: dict[str, Any]
+    config: Any
+    preset: bool
+
+
+class Loaded(NamedTuple):
+    """One member of a finished run, ready to act: `algorithm.policy(state)` is its policy."""
+
+    algorithm: Algorithm
+    env: Env
+    state: PyTree
+    module: ModuleType
+    config: Any
+    seed: int
+
+
+def setup(algorithm: str, env: str | Env, config: Any, steps: float | None, env_arguments: dict[str, Any]) -> Setup:
+    """Resolve names; a Config of None is the preset for the pair where there is one, else the defaults.
+
+    Raises: ValueError with the nearest name, or naming the field that is wrong.
+    """
+    module = algorithms.get(algorithm)
+    if isinstance(env, Env) and env_arguments:
+        raise ValueError("env_arguments go with the name of an environment, not with an Env that is already made")
+    world = env if isinstance(env, Env) else envs.make(env, **env_arguments)
+    preset = False
+    if config is None:
+        config, preset = presets.config_for(algorithm, world.name if isinstance(env, Env) else env, {})
+    if not isinstance(config, module.Config):
+        raise ValueError(f"config is a {type(config).__module__}.{type(config).__name__}: {algorithm} takes a {module.__name__}.Config")
+    if steps is not None:
+        config = config.replace(total_steps=float(steps))
+    if not float(config.total_steps) > 0:
+        raise ValueError(f"{algorithm}.Config.total_steps = {config.total_steps:g}: must be above 0")
+    return Setup(algorithm, module, world.name if isinstance(env, Env) else env, world, env_arguments, config, preset)
+
+
+def check_seed(seed: int, seeds: int) -> int:
+    """The first seed, if `seeds` seeds from it on are valid: integers from 0 to 2³² − 1."""
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"seeds = {seeds}: must be an integer of at least 1")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**32 - seeds:
+        raise ValueError(f"seed = {seed}: must be an integer from 0 to 2**32 - seeds = {2**32 - seeds}")
+    return seed
+
+
+def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
+    """The newest complete checkpoint of a run, or that of iteration `which`.
+
+    Raises: ValueError or FileNotFoundError saying what there is instead.
+    """
+    where = Path(run) / folder.CHECKPOINTS
+    if which is not None:
+        path = where / f"{which:09d}"
+        if not path.is_dir():
+            there = ", ".join(str(int(p.name)) for p in sorted(where.glob("[0-9]" * 9))) or "none"
+            raise FileNotFoundError(f"{run} has no checkpoint of iteration {which}; there is {there}")
+        return checkpoint.restore(path)
+    newest = checkpoint.latest(where)
+    if newest is None:
+        raise FileNotFoundError(f"{run} has no complete checkpoint: train it first, or to its end with --resume")
+    return checkpoint.restore(newest)
+
+
+def description(run: Path | str, env: Env | None = None) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
+    """A run's config.json, its set-up, and what differs between its members (field -> list)."""
+    told = folder.read(run)
+    module = algorithms.get(told["algorithm"])
+    known = {field.name for field in fields(module.Config)}
+    if unknown := sorted(set(told["config"]) - known):
+        raise ValueError(f"{run}: {told['algorithm']}.Config has no field {unknown[0]}; it was written by another version")
+    swept = {name: told["config"][name] for name in told["swept"]}
+    values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
+    if env is None:
+        try:
+            env = envs.make(told["env"], **told["env_arguments"])
+        except ValueError as error:
+            raise ValueError(f"{run}: {error}; for an Env of your own, pass it as env=") from error
+    config = module.Config(**values | {name: column[0] for name, column in swept.items()})
+    found = Setup(told["algorithm"], module, told["env"], env, told["env_arguments"], config, told["preset"])
+    return told, found, swept
+
+
+def load(
+    run: Path | str,
+    member: int = 0,
+    checkpoint_iteration: int | None = None,
+    env: Env | None = None,
+    network: Network | None = None,
+) -> Loaded:
+    """One member of a run: pass `env` and `network` where the run was made with ones of your own.
+
+    Raises: ValueError or FileNotFoundError in one line.
+    """
+    told, found, swept = description(run, env)
+    number = len(told["seeds"])
+    if not 0 <= member < number:
+        raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
+    config = found.config.replace(**{name: column[member] for name, column in swept.items()})
+    algorithm = found.module.make(found.env, engine.strong(config), network)
+    restored = saved(run, checkpoint_iteration)
+    shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
+    template = jax.tree.map(lambda x: np.empty((number, *x.shape), x.dtype), jax.eval_shape(engine.hosted, shapes))
+    states = checkpoint.rebuild(template, restored.leaves, restored.path)
+    state = jax.tree.map(lambda array, like: engine.unhosted(array[member], like), states, shapes)
+    return Loaded(algorithm, found.env, state, found.module, config, told["seeds"][member])
+
+
+def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
+    """Fresh hosted states (S, ...) with the parameters and observation statistics of another run's checkpoint.
+
+    Raises: ValueError where shapes differ or the runs' members do not match.
+    """
+    folder.read(run)
+    restored = saved(run)
+    here = checkpoint.leaves(states)
+    number = next(iter(here.values())).shape[0]
+    there = next(iter(restored.leaves.values())).shape[0]
+    if member is not None and not 0 <= member < there:
+        raise ValueError(f"--init-member {member}: {run} has members 0 to {there - 1}")
+    if member is None and there not in (1, number):
+        raise ValueError(f"--init {run} has {there} members and this run {number}: pick one with --init-member")
+    for name, fresh in here.items():
+        if name.split(".")[0] not in ("params", "normalizer"):
+            continue
+        if name not in restored.leaves or restored.leaves[name].shape[1:] != fresh.shape[1:]:
+            found = list(restored.leaves[name].shape[1:]) if name in restored.leaves else "absent"
+            raise ValueError(f"--init {run}: {name} is {found} there and {list(fresh.shape[1:])} here")
+        old = restored.leaves[name] if member is None else restored.leaves[name][member : member + 1]
+        here[name] = np.broadcast_to(old, fresh.shape)
+    return checkpoint.rebuild(states, here, run)
+
+
+def retries(run: Path) -> int:
+    """How often this run has been taken up again after NaN: every random number of a retry is another."""
+    try:
+        return int(json.loads((run / folder.FAILURE).read_text())["retry"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+

@@ -1,0 +1,102 @@
+"""The host loop: compiled chunks of iterations, and between them whatever needs a host.
+
+Chunk lengths follow the clock, so that progress is shown and Ctrl-C answered within about a second; they change nothing in the
+result, because the number of iterations is an argument of one program and iteration i has the same key in any chunk.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rljax.runs import engine
+from rljax.runs.engine import Program
+from rljax.types import PyTree
+
+PACE = 0.7  # seconds that one chunk should take
+
+
+class Row(NamedTuple):
+    """The metrics of the iterations since the last row."""
+
+    iteration: int  # iterations done
+    seconds: float  # of training since `start`
+    metrics: dict[str, np.ndarray]  # name -> (S,) means, NaN where nothing was counted
+
+
+class NotFinite(Exception):
+    """Some member's metrics were NaN or infinite: at which iteration, in which metrics, of which members."""
+
+    def __init__(self, iteration: int, metrics: list[str], members: list[int]) -> None:
+        super().__init__(iteration, metrics, members)
+        self.iteration, self.metrics, self.members = iteration, metrics, members
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets instead of raising; the second one raises KeyboardInterrupt at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def handle(signum: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def advance(
+    program: Program,
+    states: PyTree,
+    start: int,
+    total: int,
+    every: list[int],
+    *,
+    retry: int = 0,
+    stop: threading.Event | None = None,
+    stop_on_nan: bool = True,
+    tick: Callable[[int, float, dict[str, np.ndarray]], None] = lambda iteration, seconds, metrics: None,
+) -> Iterator[tuple[PyTree, Row]]:
+    """Iterate from `start` to `total`, yielding states and a Row at each multiple of each number in `every`, at the end, and at a stop.
+
+    `tick` is called after each chunk with the metrics of the row so far. The states that are yielded are consumed by the next chunk.
+
+    Raises: NotFinite, unless `stop_on_nan` is off.
+    """
+    iteration, pace, seconds, sums = start, 1, 0.0, {}
+    while iteration < total:
+        goal = min([total, *(iteration - iteration % n + n for n in every if n)])
+        n = min(goal - iteration, pace)
+        begun = time.perf_counter()
+        states, metrics, bad = program.advance(states, n, retry)
+        metrics, bad = program.fetch(metrics), program.fetch(bad)
+        spent = time.perf_counter() - begun
+        seconds += spent
+        iteration += n
+        pace = max(1, min(4 * pace, int(n * PACE / max(spent, 1e-6))))
+        added = engine.totals(metrics)
+        if stop_on_nan and (bad >= 0).any():
+            broken = [name for name, (total_, _) in added.items() if not np.isfinite(total_).all()]
+            raise NotFinite(int(bad[bad >= 0].min()), broken, np.flatnonzero(bad >= 0).tolist())
+        sums = {name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c) for name, (t, c) in added.items()}
+        means = {name: np.where(c > 0, t / np.maximum(c, 1), np.nan) for name, (t, c) in sums.items()}
+        tick(iteration, seconds, means)
+        stopped = stop is not None and stop.is_set()
+        if iteration == goal or stopped:
+            yield states, Row(iteration, seconds, means)
+            sums = {}
+        if stopped:
+            return

@@ -1,0 +1,91 @@
+"""Starting values for well-known problems: plain data, read when a run gives no Config of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+# (algorithm, environment) -> Config fields that differ from the algorithm's defaults.
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("ppo", "CartPole-v1"): {
+        "total_steps": 500_000,
+        "learning_rate": 1e-3,
+        "num_envs": 16,
+        "num_steps": 128,
+        "entropy_coefficient": 0.0,
+    },
+    ("ppo", "Acrobot-v1"): {
+        "total_steps": 1_000_000,
+        "learning_rate": 1e-3,
+        "num_envs": 16,
+        "num_steps": 256,
+        "observation_normalization": "running",
+    },
+    ("ppo", "MountainCar-v0"): {
+        "total_steps": 2_000_000,
+        "learning_rate": 1e-3,
+        "num_envs": 64,
+        "num_steps": 256,
+        "trace_decay": 0.98,
+        "entropy_coefficient": 0.02,
+        "observation_normalization": "running",
+        "reward_scaling": "running",
+    },
+    ("ppo", "MountainCarContinuous-v0"): {
+        "total_steps": 2_000_000,
+        "learning_rate": 1e-3,
+        "num_envs": 64,
+        "num_steps": 256,
+        "discount": 0.999,
+        "initial_log_std": 0.5,
+        "observation_normalization": "running",
+        "reward_scaling": "running",
+    },
+    ("ppo", "Pendulum-v1"): {
+        "total_steps": 1_000_000,
+        "learning_rate": 1e-3,
+        "num_envs": 32,
+        "num_steps": 128,
+        "num_epochs": 8,
+        "discount": 0.95,
+        "entropy_coefficient": 0.0,
+        "observation_normalization": "running",
+        "reward_scaling": "running",
+    },
+    ("ppo", "Breakout-MinAtar"): {
+        "total_steps": 10_000_000,
+        "learning_rate": 5e-4,
+        "num_envs": 128,
+        "num_steps": 128,
+        "num_minibatches": 8,
+        "architecture": "cnn",
+        "torso": "shared",
+        "activation": "relu",
+    },
+}
+
+
+def preset(algorithm: str, env: str) -> dict[str, Any] | None:
+    """A copy of the Config fields preset for this algorithm on this environment, None without a preset."""
+    found = PRESETS.get((algorithm, env))
+    return None if found is None else dict(found)
+
+
+def config_for(algorithm: str, env_name: str, overrides: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The algorithm's Config: `overrides` over the preset for this environment, that over the defaults.
+
+    Returns: (Config, whether there was a preset). ValueError for an unknown algorithm or field.
+    """
+    from rljax import algorithms
+
+    config = algorithms.get(algorithm).Config
+    known = [field.name for field in dataclasses.fields(config)]
+    for field in overrides:
+        if field not in known:
+            from rljax.checks import suggest
+
+            hint = suggest(field, known) or f"; `rljax list fields {algorithm}` shows them"
+            raise ValueError(f"{algorithm}.Config has no field {field!r}{hint}")
+    found = preset(algorithm, env_name)
+    return config(**{**(found or {}), **overrides}), found is not None

@@ -1,0 +1,184 @@
+"""What a run leaves behind while it runs: rows of metrics, evaluations, checkpoints, and at the end its summary."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rljax import checks
+from rljax.checks import RunError
+from rljax.runs import checkpoint, folder, load, log, statistics
+from rljax.runs.engine import Program
+from rljax.runs.loop import NotFinite, Row
+from rljax.types import PyTree
+
+
+class Result(NamedTuple):
+    """A finished (or stopped) run."""
+
+    summary: dict[str, Any]  # what summary.json says
+    folder: Path | None
+    states: PyTree  # of all members, (S, ...), on the host; typed keys as their words
+    config: Any
+    rows: list[dict[str, Any]]  # what metrics.jsonl says
+
+
+class Options(NamedTuple):
+    """What of a run is the host's business: nothing here changes a number that the algorithm computes."""
+
+    checkpoint_every: int = 0  # iterations; 0: only at the end
+    keep: int = 3  # newest checkpoints to keep, besides the best
+    target_return: float | None = None  # stop when every member's current return has reached it
+    evaluate_every: int = 0  # iterations; 0: only at the end
+    evaluation_episodes: int = 128
+    log_every: int = 0  # iterations; 0: about a hundred rows per run
+    tensorboard: bool = False
+    wandb: bool = False
+    progress: bool = True
+    stop_on_nan: bool = True  # a sweep goes on and reports the member's return as null
+
+
+def options_from(given: dict[str, Any]) -> Options:
+    """Options from keywords. Raises: ValueError naming a keyword that is none, or a value that is out of range."""
+    for name in given:
+        if name not in Options._fields:
+            raise ValueError(f"train has no option {name}{checks.suggest(name, Options._fields)}")
+    options = Options(**given)
+    checks.count(options, "checkpoint_every", "evaluate_every", "log_every", low=0)
+    checks.count(options, "keep", "evaluation_episodes")
+    return options
+
+
+class Recorder:
+    """The host's side of one run. It holds what has been written, never what is computed with."""
+
+    def __init__(
+        self,
+        setup: load.Setup,
+        program: Program,
+        run: Path | None,
+        description: dict[str, Any],
+        options: Options,
+        bar: log.Progress,
+        restored: checkpoint.Restored | None,
+    ) -> None:
+        self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
+        self.description, self.seeds = description, description["seeds"]
+        self.per_iteration = setup.config.steps_per_iteration
+        self.iteration = restored.iteration if restored else 0
+        self.seconds = restored.metadata["seconds"] if restored else 0.0
+        self.before = (self.iteration, self.seconds)
+        self.retry = load.retries(run) if restored and run else 0
+        self.saved = self.iteration if restored else -1
+        self.rows: list[dict[str, Any]] = []
+        self.current: np.ndarray | None = None  # (S,) the newest return of each member
+        self.writers = log.writers(run, description, options.tensorboard, options.wandb, self.iteration if restored else None)
+        self.began = time.perf_counter()
+
+    def rate(self, iteration: int, seconds: float) -> float:
+        """Environment steps per second since this process began training, over all members."""
+        spent = max(seconds - self.before[1], 1e-9)
+        return (iteration - self.before[0]) * self.per_iteration * len(self.seeds) / spent
+
+    def tick(self, iteration: int, seconds: float, metrics: dict[str, np.ndarray]) -> None:
+        self.see(metrics.get("episode_return"))
+        shown = None if self.current is None else float(np.nanmean(self.current))
+        self.bar.update(iteration * self.per_iteration, self.rate(iteration, self.before[1] + seconds), shown)
+
+    def see(self, returns: np.ndarray | None) -> None:
+        if returns is not None and not np.isnan(returns).all():
+            self.current = returns if self.current is None else np.where(np.isnan(returns), self.current, returns)
+
+    def record(self, row: Row, states: PyTree) -> None:
+        """Write one row, with an evaluation and a checkpoint where they are due."""
+        self.iteration, self.seconds = row.iteration, self.before[1] + row.seconds
+        content = {
+            "iteration": row.iteration,
+            "steps": row.iteration * self.per_iteration,
+            "seconds": round(self.seconds, 3),
+            "steps_per_second": round(self.rate(row.iteration, self.seconds), 1),
+        } | {name: column.tolist() for name, column in row.metrics.items()}
+        if self.due(self.options.evaluate_every):
+            returns, _, complete = self.evaluate(states)
+            self.current = np.where(complete, returns, np.nan).mean(axis=1)
+            content["evaluation_return"] = self.current.tolist()
+        self.rows.append(content)
+        for writer in self.writers:
+            writer.write(content)
+        if self.due(self.options.checkpoint_every):
+            self.save(states)
+
+    def due(self, every: int) -> bool:
+        return every > 0 and self.iteration % every == 0
+
+    def reached_target(self) -> bool:
+        """Whether every member's current return has reached the target, which ends the run."""
+        target = self.options.target_return
+        if target is None or self.current is None or not (self.current >= target).all():
+            return False
+        self.bar.say(f"every seed reached a return of {target:g} after {self.iteration * self.per_iteration:,} steps")
+        return True
+
+    def evaluate(self, states: PyTree) -> tuple[np.ndarray, ...]:
+        """Returns, lengths and completeness of the greedy policy's episodes, each (S, E)."""
+        return self.program.fetch(self.program.evaluate(states, self.iteration, self.options.evaluation_episodes))
+
+    def save(self, states: PyTree) -> None:
+        """A checkpoint of this iteration, if there is a folder and none yet."""
+        if self.run is None or self.saved == self.iteration:
+            return
+        score = None if self.current is None else float(np.nanmean(self.current))
+        metadata = {"seconds": self.seconds, "score": score, "retry": self.retry}
+        where = self.run / folder.CHECKPOINTS
+        checkpoint.save(where, self.iteration, self.program.fetch(states), metadata, self.options.keep)
+        self.saved = self.iteration
+
+    def failure(self, error: NotFinite) -> RunError:
+        """What to tell of NaN or Inf; recorded, so that a resumed run draws other random numbers."""
+        members = ", ".join(str(self.seeds[member]) for member in error.members[:8])
+        text = f"{', '.join(error.metrics)} became NaN or infinite at iteration {error.iteration} (seed {members})"
+        if self.run is None:
+            return RunError(f"{text}; lower the learning rate, or look at the environment's rewards")
+        last = checkpoint.latest(self.run / folder.CHECKPOINTS)
+        content = {"iteration": error.iteration, "metrics": error.metrics, "seeds": [self.seeds[i] for i in error.members]}
+        folder.write(self.run, folder.FAILURE, content | {"checkpoint": last and last.name, "retry": self.retry + 1})
+        saved = f"the last finite checkpoint is {last}; --resume goes on from it with other random numbers" if last else (
+            "no checkpoint was saved before it; use --checkpoint-every"
+        )
+        return RunError(f"{text}; {saved}, --init starts anew from its parameters with another Config")
+
+    def finish(self, states: PyTree, compile_seconds: float) -> Result:
+        """The final evaluation, summary.json and curve.png."""
+        returns, _, complete = self.evaluate(states)
+        if not complete.all():
+            self.bar.say(f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out")
+        per_seed = [float(row[ok].mean()) if ok.any() else float("nan") for row, ok in zip(returns, complete, strict=True)]
+        hosted = self.program.fetch(states)
+        summary = {
+            "algorithm": self.setup.algorithm,
+            "env": self.setup.env_name,
+            "steps": self.iteration * self.per_iteration,
+            "seeds": len(self.seeds),
+            "headline": "return",
+            "return": statistics.headline(per_seed, self.options.evaluation_episodes),
+            "steps_per_second": round(self.rate(self.iteration, self.seconds), 1) if self.rows else None,
+            "compile_seconds": round(compile_seconds, 2),
+            "device": folder.device(),
+            "state_sha256": checkpoint.sha256_of(hosted),
+            "finished": True,
+        }
+        if self.run is not None:
+            folder.write(self.run, folder.SUMMARY, summary)
+            (self.run / folder.FAILURE).unlink(missing_ok=True)
+            if self.rows or (self.run / folder.METRICS).is_file():
+                from rljax.runs.report import draw_curve
+
+                draw_curve(self.run)
+        return Result(summary, self.run, hosted, self.setup.config, self.rows)
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()

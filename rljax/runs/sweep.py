@@ -1,0 +1,171 @@
+"""Sweep: any Config fields × seeds, in as few compilations as the fields allow.
+
+Numbers are arguments of the program, so every combination of them trains side by side in one compilation; fields that change
+shapes or control flow (num_envs, hidden_sizes, …) make one compilation per combination. Each program's run is an ordinary run
+folder, OUT/part-000, part-001, …: its members can be evaluated, drawn, and started from like those of `train`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rljax import checks
+from rljax.runs import engine, folder, load, record
+from rljax.runs.train import train_members
+from rljax.types import Env, Network
+
+LENGTH = "total_steps"  # a number, but members of one program all run equally long
+
+
+class Part(NamedTuple):
+    """The members of one program."""
+
+    static: dict[str, Any]  # the fields that all of them share
+    swept: dict[str, list[float]]  # field -> (S,)
+    seeds: list[int]  # (S,)
+
+
+class SweepResult(NamedTuple):
+    members: list[dict[str, Any]]  # one row per member: part, member, seed, its fields, return
+    folder: Path | None
+    parts: list[record.Result]
+    compilations: int
+
+
+def sweep(
+    algorithm: str,
+    env: str | Env,
+    grid: Mapping[str, Iterable[Any]],
+    config: Any = None,
+    *,
+    seeds: int = 1,
+    seed: int = 0,
+    steps: float | None = None,
+    out: Path | str | None = None,
+    env_arguments: dict[str, Any] | None = None,
+    network: Network | None = None,
+    memory_gigabytes: float | None = None,
+    **options: Any,
+) -> SweepResult:
+    """Train every combination of the values in `grid` with each of `seeds` seeds.
+
+    Args:
+        grid: Config field -> values. Numbers share a compilation; static fields and total_steps are grouped.
+        config: the values of all other fields; None takes the preset for the pair where there is one, else the defaults.
+        memory_gigabytes: a program that would need more on a device is split into equal parts, run one after the other with the
+            same compilation; None takes 80 % of what is free.
+        options: as for `train`.
+
+    Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
+    """
+    chosen = record.options_from({"stop_on_nan": False} | options)
+    setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    if setup.env.host:
+        raise ValueError(f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train")
+    load.check_seed(seed, seeds)
+    groups = plan(setup, grid, seeds, seed)
+    run = None if out is None else Path(out)
+    if run is not None and (run / "sweep.json").exists():
+        raise ValueError(f"{run} already holds a sweep: choose another --out")
+    limit = free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
+    caches: list[dict[Any, Any]] = [{} for _ in groups]
+    pieces = [
+        (piece, cache)
+        for group, cache in zip(groups, caches, strict=True)
+        for piece in _split(setup, group, limit, network, cache)
+    ]
+    results, rows = [], []
+    for index, (part, cache) in enumerate(pieces):
+        name = f"part-{index:03d}"
+        here = setup._replace(config=setup.config.replace(**part.static))
+        result = train_members(here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache)
+        results.append(result)
+        for member, (member_seed, value) in enumerate(zip(part.seeds, result.summary["return"]["per_seed"], strict=True)):
+            own = part.static | {field: column[member] for field, column in part.swept.items()}
+            values = {field: folder.plain(own[field]) for field in grid}
+            rows.append({"part": name, "member": member, "seed": member_seed} | values | {"return": value})
+    compilations = sum(name == "advance" for cache in caches for name, _ in cache)
+    if run is not None:
+        speeds = [result.summary["steps_per_second"] for result in results]
+        content = {
+            "algorithm": setup.algorithm,
+            "env": setup.env_name,
+            "grid": {field: [folder.plain(value) for value in values] for field, values in grid.items()},
+            "seeds": seeds,
+            "members": rows,
+            "compilations": compilations,
+            "steps_per_second": float(np.mean(speeds)),
+            "device": folder.device(),
+        }
+        folder.write(run, "sweep.json", content)
+    return SweepResult(rows, run, results, compilations)
+
+
+def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed: int) -> list[Part]:
+    """One Part per combination of static values, each with every combination of numbers × seeds.
+
+    Every combination is checked here: `make` is called with it. Raises: ValueError naming the field.
+    """
+    values: dict[str, Sequence[Any]] = {field: list(column) for field, column in grid.items()}
+    known = {field.name: field for field in fields(setup.config)}
+    for field, column in values.items():
+        if field not in known:
+            near = checks.suggest(field, known)
+            raise ValueError(f"{setup.algorithm}.Config has no field {field}{near or '; `rljax list` shows them'}")
+        if not column:
+            raise ValueError(f"the sweep of {field} has no values")
+    is_static = lambda field: field == LENGTH or not known[field].metadata.get("pytree_node", True)
+    static = [field for field in values if is_static(field)]
+    leaves = [field for field in values if not is_static(field)]
+    parts = []
+    for combination in itertools.product(*(values[field] for field in static)):
+        fixed = dict(zip(static, combination, strict=True))
+        cells = list(itertools.product(*(values[field] for field in leaves), range(seed, seed + seeds)))
+        columns = list(zip(*cells, strict=True))
+        parts.append(Part(fixed, {f: list(c) for f, c in zip(leaves, columns, strict=False)}, list(columns[-1])))
+    for part in parts:
+        for index in range(0, len(part.seeds), seeds):
+            own = part.static | {field: column[index] for field, column in part.swept.items()}
+            setup.module.make(setup.env, setup.config.replace(**own))
+    return parts
+
+
+def _split(setup: load.Setup, part: Part, limit: float, network: Network | None, cache: dict[Any, Any]) -> list[Part]:
+    """The part in as many equal pieces as keep the program of each under `limit` bytes per device."""
+    config = setup.config.replace(**part.static)
+    size = number = len(part.seeds)
+    while size > 1:
+        piece = _cut(part, 0, size)
+        program = engine.build(setup.module.make, setup.env, config, piece.swept, piece.seeds, network, cache=cache)
+        needed = program.memory_bytes()
+        if needed <= limit:
+            break
+        cache.clear()
+        size = max(1, min(size - 1, int(size * limit / needed)))
+    return [_cut(part, start, size) for start in range(0, number, size)]
+
+
+def _cut(part: Part, start: int, size: int) -> Part:
+    piece = slice(start, start + size)
+    return Part(part.static, {field: column[piece] for field, column in part.swept.items()}, part.seeds[piece])
+
+
+def free_bytes() -> float:
+    """Memory that one device has to give, in bytes."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats["bytes_in_use"])
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable"))
+        return float(available.split()[1]) * 1024 / jax.local_device_count()
+    except (OSError, StopIteration):
+        return float(2**33)

@@ -1,0 +1,154 @@
+"""Train: from names and numbers to a folder with a curve, a summary and a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from rljax.checks import RunError
+from rljax.runs import checkpoint, engine, folder, load, log, loop
+from rljax.runs.engine import Program
+from rljax.runs.record import Options, Recorder, Result, options_from
+from rljax.types import Env, Network, PyTree
+
+
+def train(
+    algorithm: str,
+    env: str | Env,
+    config: Any = None,
+    *,
+    seeds: int = 1,
+    seed: int = 0,
+    steps: float | None = None,
+    out: Path | str | None = None,
+    env_arguments: dict[str, Any] | None = None,
+    resume: bool = False,
+    init: Path | str | None = None,
+    init_member: int | None = None,
+    network: Network | None = None,
+    **options: Any,
+) -> Result:
+    """Train `seeds` members, with seeds seed, seed + 1, …, in one compiled program.
+
+    Args:
+        algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
+        env: a name for `envs.make`, or an Env of one's own.
+        config: the algorithm's Config; None takes the preset for this pair where there is one, else the defaults.
+        steps: replaces config.total_steps.
+        out: the run folder; None keeps everything in memory. An existing run is not overwritten.
+        env_arguments: constructor arguments and parameters for `envs.make`.
+        resume: continue the run in `out` from its newest complete checkpoint, bit for bit.
+        init: a run whose final parameters (and observation statistics) this one starts from; `init_member` picks one for all.
+        network: a Network of one's own.
+        options: the fields of `Options`.
+
+    Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong while running,
+        KeyboardInterrupt after Ctrl-C, with a final checkpoint written where there is a folder.
+    """
+    chosen = options_from(options)
+    setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    return train_members(
+        setup, {}, numbers, out, resume=resume, init=init, init_member=init_member, network=network, options=chosen
+    )
+
+
+def train_members(
+    setup: load.Setup,
+    swept: dict[str, Any],
+    seeds: list[int],
+    out: Path | str | None = None,
+    *,
+    resume: bool = False,
+    init: Path | str | None = None,
+    init_member: int | None = None,
+    network: Network | None = None,
+    options: Options = Options(),
+    cache: dict[Any, Any] | None = None,
+) -> Result:
+    """`train` for members that differ in swept[field][i] as well as in seeds[i]."""
+    config, env = setup.config, setup.env
+    per_iteration = config.steps_per_iteration
+    total = math.ceil(float(config.total_steps) / per_iteration)
+    if env.host and (resume or options.checkpoint_every):
+        raise ValueError(f"{env.name} lives on the host and its state cannot be saved: leave out resume and checkpoint_every")
+    run = None if out is None else Path(out)
+    description = folder.describe(setup, swept, seeds, total)
+    with log.Progress(total * per_iteration, f"{setup.algorithm} on {setup.env_name}", options.progress) as bar:
+        restored = _open(run, description, resume, bar)
+        if setup.preset:
+            bar.say(f"using the preset for {setup.algorithm} on {setup.env_name}")
+        program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
+        states = _first_states(program, restored, init, init_member)
+        states, _, _ = program.advance(states, 0)  # compiles
+        bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; compiled in {program.compile_seconds():.1f} s")
+
+        recorder = Recorder(setup, program, run, description, options, bar, restored)
+        start = recorder.iteration
+        compiled = program.compile_seconds()
+        try:
+            with loop.interruptible() as stop:
+                every = [options.log_every or max(1, total // 100), options.checkpoint_every, options.evaluate_every]
+                chunks = loop.advance(
+                    program, states, start, total, every, retry=recorder.retry, stop=stop,
+                    stop_on_nan=options.stop_on_nan, tick=recorder.tick,
+                )  # fmt: skip
+                for states, row in chunks:
+                    recorder.record(row, states)
+                    if recorder.reached_target():
+                        break
+                stopped = stop.is_set() and recorder.iteration < total
+            recorder.save(states)
+        except loop.NotFinite as error:
+            raise recorder.failure(error) from None
+        finally:
+            recorder.close()
+        if stopped:
+            where = f"; checkpoint {recorder.iteration} is in {run}, continue with --resume" if run else ""
+            raise KeyboardInterrupt(f"stopped at iteration {recorder.iteration} of {total}{where}")
+        return recorder.finish(states, compiled)
+
+
+def _open(run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress) -> checkpoint.Restored | None:
+    """Make the run's folder, or find where the run in it goes on."""
+    if run is None:
+        if resume:
+            raise ValueError("resume needs a run folder: give --out")
+        return None
+    exists = (run / folder.CONFIG).is_file()
+    if exists and not resume:
+        raise ValueError(f"{run} already holds a run: choose another --out, or continue it with --resume")
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--out {run} is a file: choose a folder")
+    restored = None
+    if exists:
+        if wrong := folder.difference(folder.read(run), description):
+            raise ValueError(f"--resume cannot continue {run}: {wrong}; give the same, or start anew from it with --init {run}")
+        newest = checkpoint.latest(run / folder.CHECKPOINTS)
+        for path in checkpoint.incomplete(run / folder.CHECKPOINTS):
+            bar.say(f"passing over checkpoint {path.name}: it {checkpoint.problem(path)}")
+        restored = checkpoint.restore(newest) if newest else None
+    if resume:
+        bar.say(f"resuming at iteration {restored.iteration}" if restored else "no complete checkpoint to resume: starting from the beginning")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        folder.write(run, folder.CONFIG, description)
+    except OSError as error:
+        raise RunError(f"cannot write to {run}: {error.strerror}; choose another --out") from error
+    return restored
+
+
+def _first_states(
+    program: Program, restored: checkpoint.Restored | None, init: Path | str | None, init_member: int | None
+) -> PyTree:
+    states = program.init()
+    if restored is None and init is None:
+        return states
+    hosted = program.fetch(states)
+    if restored is not None:
+        return program.place(program.unhost(checkpoint.rebuild(hosted, restored.leaves, restored.path)))
+    return program.place(program.unhost(load.transplant(hosted, Path(init or ""), init_member)))
+
+
+__all__ = ["Options", "Result", "train", "train_members"]
