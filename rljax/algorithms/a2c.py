@@ -1,14 +1,16 @@
-"""Synchronous advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783), for discrete, multi-discrete and continuous actions.
+"""Synchronous advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783), for every kind of action.
 
-    A_t = Σ_{k<n} γᵏ r_{t+k} + γⁿ v(s_{t+n}) − v(s_t),   n = the steps from t to the rollout's end (trace_decay = 1)
-    L   = −E[log π(a_t | s_t) A_t] + c_v · ½ E[(v(s_t) − G_t)²] − c_e · E[H(π(· | s_t))],   G_t = A_t + v(s_t) held constant
+    A_t = Σ_{k<n} γᵏ r_{t+k} + γⁿ v(s_{t+n}) − v(s_t),   n: steps to the rollout's end (trace_decay = 1)
+    L   = −E[log π(a_t | s_t) A_t] + c_v · ½ E[(v(s_t) − G_t)²] − c_e · E[H(π(· | s_t))]
 
-One step collects num_envs × num_steps transitions and takes one gradient step over all of them: PPO with a single epoch, a single
-minibatch and no clipping of ratios, whose gradient it then is (Huang et al. 2022, arXiv:2205.09123; there is a test).
+with A_t and G_t = A_t + v(s_t) held constant. One step collects num_envs × num_steps transitions and takes
+one gradient step over all of them: what PPO does with one epoch, one minibatch and the plain value loss, as
+no ratio is clipped yet (Huang et al. 2022, arXiv:2205.09123).
 
-Differs from the paper's A3C: the environments step together, so that no gradient is stale; the loss is a mean over the steps and not
-a sum; gradients are clipped in global norm; trace_decay < 1 gives GAE (Schulman et al. 2016, arXiv:1506.02438) instead of
-n-step returns; there is no recurrent network; and a truncated step bootstraps from the value of its true final observation.
+Differs from the paper's A3C: the environments step together, so that no gradient is stale; the loss is a mean
+over the steps, not a sum; gradients are clipped in global norm; trace_decay < 1 gives GAE (Schulman et al.
+2016, arXiv:1506.02438) in place of n-step returns; a truncated step bootstraps from the value of its true
+final observation; the network is not recurrent.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import losses, masked, returns, schedules
-from rljax.math.normalizers import NORMALIZERS, REWARD_SCALERS
+from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
-from rljax.models import actor_critic, policy_head
+from rljax.models import actor_critic, normalizer, policy_head
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 OPTIMIZERS = {
     "adam": lambda epsilon: optax.scale_by_adam(eps=epsilon),
-    "rmsprop": lambda epsilon: optax.scale_by_rms(decay=0.99, eps=epsilon),  # g / √(E[g²] + ε), eq. S1 to S3 of the paper
+    "rmsprop": lambda epsilon: optax.scale_by_rms(decay=0.99, eps=epsilon),  # g / √(E[g²] + ε)
 }
 
 
@@ -40,7 +42,7 @@ class Config:
     """Fields of A2C; numbers are leaves that a sweep varies in one compilation, the rest is static."""
 
     total_steps: float = 500_000  # environment steps of the run: its length and the horizon of the schedule
-    learning_rate: float = 2e-3  # at the start
+    learning_rate: float = 3e-3  # at the start
     discount: float = 0.99  # γ
     trace_decay: float = 1.0  # λ of GAE; 1: n-step returns, as the paper
     entropy_coefficient: float = 0.01  # c_e
@@ -48,7 +50,7 @@ class Config:
     max_grad_norm: float = 0.5  # global norm to which gradients are clipped
     epsilon: float = 1e-5  # of the optimizer
     num_envs: int = struct.field(pytree_node=False, default=16)
-    num_steps: int = struct.field(pytree_node=False, default=16)  # of each environment per rollout: the largest n
+    num_steps: int = struct.field(pytree_node=False, default=5)  # per rollout of each environment
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="tanh")
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
@@ -56,7 +58,9 @@ class Config:
     action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")
     initial_log_std: float = 0.0  # of a Gaussian policy
     optimizer: Literal["adam", "rmsprop"] = struct.field(pytree_node=False, default="rmsprop")
-    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="linear")  # learning rate
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(
+        pytree_node=False, default="linear"
+    )  # of the learning rate
     advantage_normalization: Literal["none", "batch"] = struct.field(pytree_node=False, default="none")
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
     reward_scaling: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
@@ -98,13 +102,12 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.count(config, "num_envs", "num_steps")
     checks.choice(config, "optimizer", OPTIMIZERS)
     checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "observation_normalization", NORMALIZERS)
     checks.choice(config, "reward_scaling", REWARD_SCALERS)
     checks.choice(config, "schedule", SCHEDULES)
     head = policy_head(env.action_space, config.action_distribution)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
-    normalizer = NORMALIZERS[config.observation_normalization]
+    observe = normalizer(env.observation_space, config)
     scaler = REWARD_SCALERS[config.reward_scaling]
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), OPTIMIZERS[config.optimizer](config.epsilon)
@@ -119,13 +122,13 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             params=params,
             opt_state=optimizer.init(params),
             worlds=worlds,
-            normalizer=normalizer.init(example),
+            normalizer=observe.init(example),
             scaler=scaler.init(config.num_envs),
             iteration=jnp.int32(0),
         )
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        see = lambda obs: normalizer.apply(state.normalizer, obs)
+        see = lambda obs: observe.apply(state.normalizer, obs)
         forward = lambda params, obs: network.apply(params, see(obs))
 
         def act(key: Key, obs: PyTree) -> tuple[PyTree, PyTree]:
@@ -140,7 +143,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
         value = forward(state.params, steps.obs)[1]
         last_value = forward(state.params, worlds.obs)[1]
-        discount, next_value, trace = vector.boundaries(steps, value, last_value, config.discount, config.trace_decay)
+        discount, next_value, trace = vector.boundaries(
+            steps, value, last_value, config.discount, config.trace_decay
+        )
         advantage = jax.vmap(returns.gae, 1, 1)(reward, discount, value, next_value, trace)
         target = advantage + value
         if config.advantage_normalization == "batch":
@@ -166,13 +171,13 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             params=jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates),
             opt_state=opt_state,
             worlds=worlds,
-            normalizer=normalizer.update(state.normalizer, steps.obs),
+            normalizer=observe.update(state.normalizer, steps.obs),
             scaler=scale,
             iteration=state.iteration + 1,
         )
-        return new, Metrics(*episodes, *means, Mean.of(optax.global_norm(gradients)))
+        return new, Metrics(*episodes, *means, gradient_norm=Mean.of(optax.tree.norm(gradients)))
 
     def policy(state: State) -> Policy:
-        return head.policy(lambda obs: network.apply(state.params, normalizer.apply(state.normalizer, obs))[0])
+        return head.policy(lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))[0])
 
     return Algorithm(init, step, policy)

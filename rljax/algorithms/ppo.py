@@ -24,10 +24,10 @@ from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Episodes, Worlds
 from rljax.math import divergences, losses, masked, returns, schedules
-from rljax.math.normalizers import NORMALIZERS, REWARD_SCALERS
+from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
-from rljax.models import actor_critic, policy_head
+from rljax.models import actor_critic, normalizer, policy_head
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 VALUE_LOSSES = {
@@ -115,7 +115,6 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
     checks.choice(config, "value_loss", VALUE_LOSSES)
     checks.choice(config, "advantage_normalization", ("none", "minibatch", "batch"))
-    checks.choice(config, "observation_normalization", NORMALIZERS)
     checks.choice(config, "reward_scaling", REWARD_SCALERS)
     checks.choice(config, "schedule", SCHEDULES)
     checks.choice(config, "clip_schedule", SCHEDULES)
@@ -127,7 +126,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     head = policy_head(env.action_space, config.action_distribution)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
-    normalizer = NORMALIZERS[config.observation_normalization]
+    observe = normalizer(env.observation_space, config)
     scaler = REWARD_SCALERS[config.reward_scaling]
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
@@ -143,14 +142,14 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             params=params,
             opt_state=optimizer.init(params),
             worlds=worlds,
-            normalizer=normalizer.init(example),
+            normalizer=observe.init(example),
             scaler=scaler.init(config.num_envs),
             iteration=jnp.int32(0),
         )
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         rollout_key, shuffle_key = jax.random.split(key)
-        see = lambda obs: normalizer.apply(state.normalizer, obs)
+        see = lambda obs: observe.apply(state.normalizer, obs)
         forward = lambda params, obs: network.apply(params, see(obs))
 
         def act(key: Key, obs: PyTree) -> tuple[PyTree, PyTree]:
@@ -203,7 +202,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             gradients, means = jax.grad(loss, has_aux=True)(params, part)
             updates, opt_state = optimizer.update(gradients, opt_state)
             params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-            sums = jax.tree.map(jnp.add, sums, (*means, Mean.of(optax.global_norm(gradients))))
+            sums = jax.tree.map(jnp.add, sums, (*means, Mean.of(optax.tree.norm(gradients))))
             return (params, opt_state, sums), None
 
         def epoch(carry: tuple, key: Key) -> tuple[tuple, None]:
@@ -217,13 +216,13 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             params=params,
             opt_state=opt_state,
             worlds=worlds,
-            normalizer=normalizer.update(state.normalizer, steps.obs),
+            normalizer=observe.update(state.normalizer, steps.obs),
             scaler=scale,
             iteration=state.iteration + 1,
         )
         return state, Metrics(*episodes, *sums)
 
     def policy(state: State) -> Policy:
-        return head.policy(lambda obs: network.apply(state.params, normalizer.apply(state.normalizer, obs))[0])
+        return head.policy(lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))[0])
 
     return Algorithm(init, step, policy)

@@ -1,19 +1,20 @@
-"""REINFORCE (Williams 1992, doi:10.1007/BF00992696) with reward-to-go and a choice of baseline: the textbooks' program, compiled.
+"""REINFORCE (Williams 1992, doi:10.1007/BF00992696), reward-to-go and a baseline: the textbooks' program.
 
     G_t = Σ_{k≥t} γ^{k−t} r_k
     L   = 1/N Σ_episodes Σ_t [−log π(a_t | s_t) (G_t − b_t) + c_v · ½ (v(s_t) − G_t)² − c_e · H(π(· | s_t))]
 
-One step plays N = num_envs whole episodes, one in each environment, and takes one gradient step. Every episode runs to its end, so
-short ones are not preferred; and the sum over an episode's steps is divided by the number of episodes, not of steps, so the gradient is
-unbiased. An environment that has finished waits for the longest possible episode, and its steps are masked out. So num_envs × num_steps,
-by which runs count, is an upper bound on the steps played in an iteration; the metric `episode_length` tells the true ones.
+One step plays N = num_envs whole episodes, one in each environment, and takes one gradient step. Episodes run
+to their end and the sum is divided by their number, not that of their steps, so that short ones are not
+preferred: with advantage_normalization = "none" the gradient is unbiased. An environment that has finished
+waits until the longest possible episode would be over, its steps masked out. So num_envs × num_steps, which
+counts a run's steps, is an upper bound on an iteration's; `episode_length` tells the true ones.
 
-The baseline b_t is 0 ("none"), the mean of the batch's G ("mean": its own episode included, a bias of order 1/N), or v(s_t)
-("learned"). An episode that hit the time limit has, as in the textbooks, a return of only the rewards that were seen; with a learned
-baseline γ v(final observation) stands for the rest.
+The baseline b_t is 0 ("none"), the mean G of the batch ("mean"; its own episode included, a bias of order
+1/N), or v(s_t) ("learned"). An episode that hit the time limit has, as in the textbooks, a return of only the
+rewards that were seen; with the learned baseline γ v(final observation) stands for the rest.
 
-Differs from Williams: reward-to-go in place of the whole episode's return, Adam, gradient clipping, an entropy bonus (off by default).
-Differs from Sutton & Barto (2018, sec. 13.3): no factor γᵗ before the gradient, as is usual.
+Differs from Williams: reward-to-go, not the whole episode's return; whitened advantages; Adam; an entropy
+bonus (off by default). Differs from Sutton & Barto (2018, sec. 13.3): no γᵗ before the gradient, as is usual.
 """
 
 from __future__ import annotations
@@ -28,14 +29,13 @@ from flax import struct
 
 from rljax import checks
 from rljax.math import losses, masked, returns, schedules
-from rljax.math.normalizers import NORMALIZERS
 from rljax.math.schedules import SCHEDULES
-from rljax.models import actor_critic, policy_head
+from rljax.models import actor_critic, normalizer, policy_head
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
 class Baseline(NamedTuple):
-    subtrahend: Callable[[Array, Array, Array], Array]  # (returns, values, mask), each (T, N) -> what is subtracted
+    of: Callable[..., Array]  # (returns, values, mask), each (T, N) -> b, (T, N) or ()
     learned: bool  # the value function is trained, and stands for what follows a time limit
 
 
@@ -50,12 +50,11 @@ BASELINES = {
 class Config:
     """Fields of REINFORCE; numbers are leaves that a sweep varies in one compilation, the rest is static."""
 
-    total_steps: float = 1_000_000  # of the run, iterations × num_envs × num_steps: its length and the schedule's horizon
+    total_steps: float = 500_000  # iterations × num_envs × num_steps, and the horizon of the schedule
     learning_rate: float = 1e-2  # of Adam, at the start
     discount: float = 0.99  # γ
     entropy_coefficient: float = 0.0  # c_e
     value_coefficient: float = 0.5  # c_v, of the learned baseline
-    max_grad_norm: float = 0.5  # global norm to which gradients are clipped
     num_envs: int = struct.field(pytree_node=False, default=16)  # episodes per iteration
     num_steps: int = struct.field(pytree_node=False, default=500)  # room for the longest episode
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
@@ -64,9 +63,11 @@ class Config:
     torso: Literal["separate", "shared"] = struct.field(pytree_node=False, default="separate")
     action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")
     initial_log_std: float = 0.0  # of a Gaussian policy
-    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="linear")  # learning rate
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(
+        pytree_node=False, default="linear"
+    )  # of the learning rate
     baseline: Literal["none", "mean", "learned"] = struct.field(pytree_node=False, default="learned")
-    advantage_normalization: Literal["none", "batch"] = struct.field(pytree_node=False, default="none")
+    advantage_normalization: Literal["none", "batch"] = struct.field(pytree_node=False, default="batch")
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
 
     @property
@@ -89,7 +90,7 @@ class Metrics(NamedTuple):
     policy_loss: Mean  # this and the next two per step
     value_loss: Mean  # empty without a learned baseline
     entropy: Mean
-    gradient_norm: Mean  # before clipping
+    gradient_norm: Mean
 
 
 class World(NamedTuple):
@@ -104,30 +105,28 @@ class World(NamedTuple):
 def make(env: Env, config: Config, network: Network | None = None, frozen: Any = None) -> Algorithm:
     """REINFORCE on `env`. A `network` of the user's own gives (policy parameters, value) of an observation.
 
-    Raises: ValueError naming a field of `config`, its value and what would be right, or if `env` has no time limit.
+    Raises: ValueError naming a field of `config`, its value and what would be right, or without a time limit.
     """
     del frozen
-    checks.number(config, "learning_rate", "total_steps", "max_grad_norm", low=0, open_low=True)
+    checks.number(config, "learning_rate", "total_steps", low=0, open_low=True)
     checks.number(config, "discount", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
     checks.choice(config, "baseline", BASELINES)
     checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "observation_normalization", NORMALIZERS)
     checks.choice(config, "schedule", SCHEDULES)
     length = env.max_steps
     if length is None:
-        raise ValueError(f"{env.name}: REINFORCE plays whole episodes, which have no limit here; use envs.wrappers.time_limit")
+        raise ValueError(f"{env.name}: REINFORCE needs a time limit; use rljax.envs.wrappers.time_limit")
     if config.num_steps < length:
-        raise ValueError(
-            f"reinforce.Config.num_steps = {config.num_steps}: must be at least {length}, the longest episode of {env.name}"
-        )
+        right = f"must be at least {length}, the time limit of {env.name}"
+        raise ValueError(f"reinforce.Config.num_steps = {config.num_steps}: {right}")
     head = policy_head(env.action_space, config.action_distribution)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
-    normalizer = NORMALIZERS[config.observation_normalization]
+    observe = normalizer(env.observation_space, config)
     baseline = BASELINES[config.baseline]
-    optimizer = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam())
+    optimizer = optax.scale_by_adam()
 
     def start(key: Key) -> World:
         obs, state = env.reset(key)
@@ -136,23 +135,18 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     def advance(key: Key, world: World, action: PyTree) -> tuple[World, Array]:
         obs, state, reward, terminated, truncated = env.step(key, world.state, action)
         after = World(state, obs, ~(terminated | truncated), terminated)
-        after = jax.tree.map(lambda new, old: jnp.where(world.running, new, old), after, world)  # else it stands still
-        return after, jnp.where(world.running, reward, 0.0)
+        unless_over = lambda new, old: jnp.where(world.running, new, old)
+        return jax.tree.map(unless_over, after, world), unless_over(reward, 0.0)
 
     def init(key: Key) -> State:
         reset_key, params_key = jax.random.split(key)
         example = env.reset(reset_key)[0]
         params = network.init(params_key, example)
-        return State(
-            params=params,
-            opt_state=optimizer.init(params),
-            normalizer=normalizer.init(example),
-            iteration=jnp.int32(0),
-        )
+        return State(params, optimizer.init(params), observe.init(example), jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         reset_key, steps_key = jax.random.split(key)
-        forward = lambda params, obs: network.apply(params, normalizer.apply(state.normalizer, obs))
+        forward = lambda params, obs: network.apply(params, observe.apply(state.normalizer, obs))
 
         def play(worlds: World, key: Key) -> tuple[World, tuple[PyTree, ...]]:
             action_key, env_key = jax.random.split(key)
@@ -168,7 +162,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         bootstrap = jnp.where(baseline.learned & ~worlds.terminated, last_value, 0.0)
         discount = jnp.where(mask, config.discount, 1.0)  # 1: carries the bootstrap back to the episode's end
         target = jax.vmap(returns.discounted_returns, (1, 1, 0), 1)(reward, discount, bootstrap)
-        advantage = target - baseline.subtrahend(target, value, mask)
+        advantage = target - baseline.of(target, value, mask)
         if config.advantage_normalization == "batch":
             advantage = masked.whiten(advantage, mask)
 
@@ -177,29 +171,30 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             policy_losses = losses.policy_gradient(distribution.log_prob(parameters, action), advantage)
             value_losses = losses.value_loss(value, target)
             entropy = distribution.entropy(parameters)
-            parts = ((policy_losses, mask), (value_losses, mask & baseline.learned), (entropy, mask))
-            means = tuple(Mean.of(*part) for part in parts)
-            policy, value, entropy = (mean.total for mean in means)
-            total = policy + config.value_coefficient * value - config.entropy_coefficient * entropy
+            fitted = mask & baseline.learned
+            means = Mean.of(policy_losses, mask), Mean.of(value_losses, fitted), Mean.of(entropy, mask)
+            policy, fit, bonus = (mean.total for mean in means)
+            total = policy + config.value_coefficient * fit - config.entropy_coefficient * bonus
             return total / config.num_envs, means
 
         gradients, means = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
-        # Waiting steps repeat steps of running environments, for statistics that take no mask.
-        order = jnp.argsort(~mask.reshape(-1))[jnp.arange(mask.size) % mask.sum()]
+        # For statistics that take no mask, the steps that were played are spread evenly over all places.
+        places = jnp.arange(mask.size) * (mask.sum() / mask.size)
+        order = jnp.argsort(~mask.reshape(-1))[places.astype(jnp.int32)]
         played = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order], obs)
         new = State(
             params=jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates),
             opt_state=opt_state,
-            normalizer=normalizer.update(state.normalizer, played),
+            normalizer=observe.update(state.normalizer, played),
             iteration=state.iteration + 1,
         )
         episodes = Mean.of(reward.sum(0)), Mean.of(mask.sum(0))
-        return new, Metrics(*episodes, *means, Mean.of(optax.global_norm(gradients)))
+        return new, Metrics(*episodes, *means, gradient_norm=Mean.of(optax.tree.norm(gradients)))
 
     def policy(state: State) -> Policy:
-        return head.policy(lambda obs: network.apply(state.params, normalizer.apply(state.normalizer, obs))[0])
+        return head.policy(lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))[0])
 
     return Algorithm(init, step, policy)

@@ -6,11 +6,11 @@ With d = log p(x) − log q(x), p the sampled policy and q the reference:
           estimate        value             gradient in p's parameters of the mean over fixed x ~ p
     k1    d               unbiased          0 in expectation: never a loss
     k2    ½ d²            biased, O(d³)     unbiased for ∇KL(p ‖ q)
-    k3    exp(−d) − 1 + d unbiased, ≥ 0     unbiased for ∇KL(q ‖ p), reversed
+    k3    exp(−d) − 1 + d unbiased, ≥ 0     unbiased for ∇KL(q ‖ p), the reverse
 
-(Tang & Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL".) k3 is unbiased only where
-p > 0 wherever q > 0. So: report k3, penalise a loss with k2, subtract k1 from a reward. Where x comes from an
-older policy than p, weight each term by the ratio p / p_old.
+(Tang & Munos 2025, "On a few pitfalls in KL divergence gradient estimation for RL".) k3 is unbiased only if
+p > 0 wherever q > 0. So: report k3, penalise a loss with k2, subtract k1 from a reward. Where x comes from
+an older policy than p, weight each term by the ratio p / p_old.
 """
 
 import jax.numpy as jnp

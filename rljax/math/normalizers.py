@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from rljax.math import statistics
 from rljax.types import Array, PyTree
@@ -35,7 +36,7 @@ class ScalerState(NamedTuple):
     statistics: statistics.RunningStatistics  # of all of them, over time
 
 
-def _scale(state: ScalerState, reward: Array, done: Array, discount: Array) -> tuple[Array, ScalerState]:
+def _scale(state: ScalerState, reward: Array, done: Array, discount: ArrayLike) -> tuple[Array, ScalerState]:
     def step(running: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         reward, done = inputs
         running = discount * running + reward
@@ -43,7 +44,7 @@ def _scale(state: ScalerState, reward: Array, done: Array, discount: Array) -> t
 
     running, seen = jax.lax.scan(step, state.running_return, (reward, done))
     updated = statistics.update(state.statistics, seen)
-    deviation = jnp.sqrt(statistics.variance(updated) + 1e-8)
+    deviation = jnp.sqrt(updated.variance + 1e-8)
     return jnp.clip(reward / deviation, -10.0, 10.0), ScalerState(running, updated)
 
 

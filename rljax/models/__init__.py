@@ -3,6 +3,7 @@
 from rljax.models.actor_critic import actor_critic, from_linen, from_nnx
 from rljax.models.heads import Head, policy_head
 from rljax.models.layers import ACTIVATIONS, CNN, MLP, Dense, orthogonal
+from rljax.models.observations import normalizer
 
 __all__ = [
     "ACTIVATIONS",
@@ -13,6 +14,7 @@ __all__ = [
     "actor_critic",
     "from_linen",
     "from_nnx",
+    "normalizer",
     "orthogonal",
     "policy_head",
 ]

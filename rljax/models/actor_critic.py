@@ -65,6 +65,8 @@ def actor_critic(observation_space: Space, head: Head, config: Any) -> Network:
     checks.choice(config, "activation", ACTIVATIONS)
     checks.choice(config, "torso", ("separate", "shared"))
     checks.number(config, "initial_log_std")
+    if config.architecture == "cnn":
+        observations.check_image(observation_space)
     torso, prepare = _ARCHITECTURES[config.architecture]
     module = _ActorCritic(
         make_torso=lambda: torso(config.hidden_sizes, config.activation),

@@ -1,7 +1,7 @@
 """What a run writes while it runs: metrics to a file, TensorBoard or Weights & Biases, and a progress bar.
 
-A row is a dict: "iteration", "steps", "seconds" and "steps_per_second" are numbers, each metric is a list with
-one number per member. Every writer has `write(row)` and `close()`, and is a context manager.
+A row is a dict: "iteration", "steps", "seconds" and "steps_per_second" are numbers, each metric is a list
+with one number per member. Every writer has `write(row)` and `close()`, and is a context manager.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -34,8 +34,8 @@ def writers(
 ) -> list[Writer]:
     """The writers of a run described by `description`, which is its config.json.
 
-    `resume_at` is the iteration from which the run continues, None for a new one. Without a folder there is no
-    metrics file. ValueError where a package is missing or TensorBoard has no folder to write to.
+    `resume_at` is the iteration from which the run continues, None for a new one. Without a folder there is
+    no metrics file. ValueError where a package is missing or TensorBoard has no folder to write to.
     """
     opened: list[Writer] = []
     try:
@@ -69,8 +69,8 @@ class _Closing:
 class MetricsFile(_Closing):
     """metrics.jsonl: one JSON object per row, written out at once; NaN and infinities are null.
 
-    With `resume_at` the rows of later iterations and a half-written last line are dropped first, in one atomic
-    step; without it the file starts empty. ValueError where an earlier line is not JSON.
+    With `resume_at` the rows of later iterations and a half-written last line are dropped first, in one
+    atomic step; without it the file starts empty. ValueError where an earlier line is not JSON.
     """
 
     def __init__(self, path: Path | str, resume_at: int | None = None) -> None:
@@ -165,8 +165,8 @@ class TensorBoard(_Closing):
 class WeightsAndBiases(_Closing):
     """One Weights & Biases run per seed, in a group of the run folder's name, over environment steps.
 
-    The project is WANDB_PROJECT or "rljax". The ids are kept in wandb.json of the run folder, so that a resumed
-    run continues its curves. ValueError where wandb is not installed.
+    The project is WANDB_PROJECT or "rljax". The ids are kept in wandb.json of the run folder, so that a
+    resumed run continues its curves. ValueError where wandb is not installed.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ def _config_of(description: Mapping[str, Any], member: int) -> dict[str, Any]:
 
 
 class Progress(_Closing):
-    """How far a run is: a bar on a terminal; elsewhere a line at once, then one every five seconds, and the last.
+    """How far a run is: a bar on a terminal; elsewhere a line at once, one every five seconds, and the last.
 
     Writes to stderr (or `stream`), so that stdout keeps what the command prints; nothing without `enabled`.
     """
@@ -295,11 +295,9 @@ class Progress(_Closing):
 
     def _clock(self) -> str:
         left = self.remaining()
-        return f"{clock(time.monotonic() - self._began)} so far" + (
-            "" if left is None else f", {clock(left)} to go"
-        )
+        return f"{clock(time.monotonic() - self._began)} so far" + (f", {clock(left)} to go" if left else "")
 
-    def __rich__(self) -> Any:
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """The bar as it is now; rich draws it five times a second."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -308,15 +306,16 @@ class Progress(_Closing):
         for column in range(6):
             grid.add_column(no_wrap=True, ratio=1 if column == 1 else None, overflow="ellipsis")
         elapsed, left = clock(time.monotonic() - self._began), self.remaining()
+        title = self._description if options.max_width >= 80 else ""
         if self._last is None:
-            grid.add_row(self._description, ProgressBar(pulse=True), f"compiling… {elapsed}", "", "", "")
+            grid.add_row(title, ProgressBar(pulse=True), f"compiling… {elapsed}", "", "", "")
         else:
             done, end = self._last[1], "–" if left is None else clock(left)
             bar = ProgressBar(total=max(self._total, 1), completed=done)
             rate, value = self._figures
             ending = f"in {elapsed}" if done >= self._total else f"ETA {end}"
-            grid.add_row(self._description, bar, f"{short(done)}/{short(self._total)}", rate, value, ending)
-        return grid
+            grid.add_row(title, bar, f"{short(done)}/{short(self._total)}", rate, value, ending)
+        yield grid
 
 
 def short(number: float) -> str:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from rljax.math.distributions import (
     Distribution,
+    _inverse_cdf,
     categorical,
     diagonal_gaussian,
     multi_categorical,
@@ -61,6 +62,17 @@ def test_a_forbidden_action_is_never_drawn(actions: int) -> None:
     logits = np.where(possible, logits, -INFINITY)
     draws = categorical.sample(KEY, jnp.asarray(logits, jnp.float32))
     assert possible[np.arange(100_000), draws].all()
+
+
+def test_rounding_does_not_step_onto_a_forbidden_action() -> None:
+    """Thresholds on and beside every edge of the cumulative weights, where only a guard decides."""
+    logits = np.where(rng.random((4, 500)) < 0.5, rng.normal(size=(4, 500)), -INFINITY)
+    logits[:, 0] = 0.0
+    cumulative = np.cumsum(probabilities(logits), axis=-1)
+    edges = np.minimum(cumulative[:, :, None] * (1 + np.arange(-4, 5) * 2.0**-24), 1 - 2.0**-24)
+    uniform = jnp.asarray(edges.reshape(4, -1).T, jnp.float32)
+    draws = np.asarray(_inverse_cdf(uniform, jnp.broadcast_to(jnp.float32(logits), (*uniform.shape, 500))))
+    assert np.isfinite(logits[np.arange(4), draws]).all()
 
 
 def test_categorical_samples_of_half_precision_logits() -> None:

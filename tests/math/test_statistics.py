@@ -63,6 +63,13 @@ def test_float32_survives_far_from_zero(offset: float) -> None:
     np.testing.assert_allclose(stats.variance, wide.var((0, 1)), rtol=0.02)
 
 
+def test_the_mean_of_one_large_batch_is_rounded_once() -> None:
+    data = (np.random.default_rng(5).normal(size=300_000) + 3e4).astype(np.float32)
+    stats = statistics.update(statistics.init(jnp.float32(0)), jnp.asarray(data))
+    np.testing.assert_allclose(stats.mean, data.mean(dtype=np.float64), rtol=4e-8)
+    np.testing.assert_allclose(stats.variance, data.var(dtype=np.float64), rtol=1e-4)
+
+
 def test_long_runs_neither_overflow_nor_freeze() -> None:
     """After 2²⁶ examples, more than float32 can count by ones, a batch of 4096 still moves the mean."""
     stats = RunningStatistics(jnp.zeros(()), jnp.ones(()), jnp.float32(2**26))

@@ -1,0 +1,132 @@
+"""The `rljax` command: parses, calls the library, prints. Slow imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+ABOUT = """Reinforcement learning in JAX: training runs compiled whole, mapped over seeds and configurations.
+
+  rljax train ppo --env CartPole-v1 --seeds 8
+  rljax sweep ppo --env CartPole-v1 --seeds 4 --config.learning-rate 1e-4,1e-3
+  rljax train ppo --help      the fields of an algorithm's Config, too
+  rljax list                  algorithms, environments, presets
+  rljax --version
+  RLJAX_TRACEBACK=1 rljax …   where an error comes from"""
+
+MISUSE = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns: the exit status, 0; 1 where a run failed, 2 where the command line is wrong, 130 after Ctrl-C.
+    """
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return 0
+    except SystemExit as leaving:  # help, or what tyro found wrong and has printed
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt as error:
+        return _complain(error, "rljax: " + (str(error) or "interrupted"), 130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MISUSE as error:
+        return _complain(error, f"rljax: error: {_one_line(error)}", 2)
+    except (OSError, RuntimeError) as error:
+        from rljax.checks import RunError
+
+        if not isinstance(error, OSError | RunError):
+            raise
+        return _complain(error, f"rljax: error: {_one_line(error)}", 1)
+
+
+def _complain(error: BaseException, text: str, status: int) -> int:
+    if os.environ.get("RLJAX_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    print(text, file=sys.stderr)
+    return status
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} … (RLJAX_TRACEBACK=1 shows the rest)"
+
+
+def _run(words: list[str]) -> None:
+    if words == ["--version"]:
+        import rljax
+
+        print(f"rljax {rljax.__version__}")
+        return
+    import tyro
+
+    from rljax.cli import commands
+
+    classes: dict[str, Any] = {
+        each.__name__.lower(): each
+        for each in (
+            commands.Train,
+            commands.Sweep,
+            commands.Evaluate,
+            commands.Report,
+            commands.Render,
+            commands.List,
+        )
+    }
+    name = words[0] if words else ""
+    if name and not name.startswith("-") and name not in classes:
+        from rljax.checks import suggest
+
+        raise ValueError(f"no command {name!r} (there are {', '.join(classes)}){suggest(name, classes)}")
+    if name in ("train", "sweep"):
+        classes[name] = _with_config(classes[name], words[1:], several=name == "sweep")
+    choice: Any = Union[tuple(Annotated[each, tyro.conf.subcommand(key)] for key, each in classes.items())]  # noqa: UP007
+    command: Any = tyro.cli(
+        choice,
+        prog="rljax",
+        description=ABOUT,
+        args=words or ["--help"],
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    command.run()
+
+
+def _with_config(command: type, words: list[str], several: bool) -> type:
+    """`command` with an option for every Config field of the algorithm that `words` name, if any."""
+    from rljax import algorithms
+    from rljax.cli.options import config_options
+
+    found = [word for word in words if word in algorithms.NAMES]
+    if words and not words[0].startswith("-"):
+        found = [words[0]]
+        algorithms.get(words[0])
+    if not found:
+        return command
+    env = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        env = following if word == "--env" else word[6:] if word.startswith("--env=") else env
+    options = config_options(found[0], env, several)
+    field = ("config", options, dataclasses.field(default_factory=options))
+    return dataclasses.make_dataclass(
+        command.__name__,  # with this and the module tyro finds the comments in the source
+        [field],
+        bases=(command,),
+        kw_only=True,
+        namespace={"__doc__": command.__doc__, "__module__": command.__module__},
+    )

@@ -1,0 +1,187 @@
+"""The options of `rljax train` and `rljax sweep`, those of an algorithm's Config among them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+from rljax import algorithms
+
+
+def kind(parse: Callable[[str], Any], metavar: str) -> Any:
+    """How tyro reads one word of the command line."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: parse(words[0]),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [typed(value)],
+    )
+
+
+def real(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+
+
+def whole(text: str) -> int:
+    """An integer, also as 5e5 or 500_000."""
+    try:
+        return int(text)
+    except ValueError:
+        number = real(text)
+        if not number.is_integer():  # neither are infinity and NaN
+            raise ValueError(f"{text!r} is not a whole number") from None
+        return int(number)
+
+
+def one_of(options: Iterable[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in options:
+            from rljax.checks import suggest
+
+            raise ValueError(f"{text!r} is not one of {', '.join(options)}{suggest(text, options)}")
+        return text
+
+    return parse
+
+
+def typed(value: Any) -> str:
+    """A value as one would type it."""
+    if isinstance(value, tuple | list):
+        return "x".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{int(value)}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(whole(size) for size in text.split("x")) if text else ()
+
+
+def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
+    """What reads a value of a Config field of this type, and how help shows it."""
+    if get_origin(annotation) is Literal:
+        options = get_args(annotation)
+        return one_of(options), "{" + ",".join(options) + "}"
+    if get_origin(annotation) is tuple:
+        return _sizes, "64x64"
+    if annotation is bool:
+        return lambda text: one_of(("true", "false"))(text) == "true", "{true,false}"
+    return {float: (real, "FLOAT"), int: (whole, "INT")}.get(annotation, (str, "NAME"))
+
+
+def config_options(algorithm: str, env: str, several: bool) -> type:
+    """A dataclass with the Config fields of `algorithm`, all None where the command line does not give them.
+
+    Args:
+        env: the environment whose preset help shows.
+        several: each option takes a comma list of values.
+    """
+    from rljax.runs.presets import preset
+
+    found = preset(algorithm, env) or {}
+    options = []
+    for field in algorithms.fields(algorithm):
+        parse, metavar = _reader(field.type)
+        if several:
+            parse = lambda text, one=parse: [one(word) for word in text.split(",")]
+            metavar = f"{metavar},…"
+        default = f"(default: {typed(field.default)})"
+        if field.name in found:
+            default = f"(preset for {env}: {typed(found[field.name])}; default: {typed(field.default)})"
+        shown = arg(help=field.help, help_behavior_hint=default)
+        options.append((field.name, Annotated[Any, kind(parse, metavar), shown], None))
+    return dataclasses.make_dataclass("Config", options)
+
+
+Count = Annotated[int, kind(whole, "INT")]
+Folder = Annotated[Path | None, kind(Path, "FOLDER")]
+Number = Annotated[float | None, kind(real, "FLOAT")]
+Optional = arg(help_behavior_hint="(optional)")
+Flag = Annotated[bool, arg(help_behavior_hint="")]
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What training one configuration and sweeping over many have in common."""
+
+    algorithm: Annotated[Positional[str], arg(metavar="ALGORITHM", help=", ".join(algorithms.NAMES))]
+    # The environment; `rljax list environments` shows them.
+    env: Annotated[str, kind(str, "NAME"), arg(help_behavior_hint="(required)")] = ""
+    # A constructor argument or parameter of the environment, such as length=0.7; may be repeated.
+    env_argument: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(optional)")
+    ] = ()
+    # Environment steps per seed, instead of --config.total-steps.
+    steps: Annotated[Number, Optional] = None
+    seeds: Count = 1  # How many seeds train side by side.
+    seed: Count = 0  # The first seed; the others follow it.
+    # The folder to write.
+    out: Annotated[Folder, arg(help_behavior_hint="(default: a new one in ./runs)")] = None
+    checkpoint_every: Count = 0  # Iterations between checkpoints; 0: only one at the end.
+    keep: Count = 3  # Newest checkpoints to keep, besides the best.
+    # Stop when the current return of every seed has reached this.
+    target_return: Annotated[Number, Optional] = None
+    evaluate_every: Count = 0  # Iterations between evaluations; 0: only one at the end.
+    evaluation_episodes: Count = 128  # Complete episodes of each evaluation, per seed.
+    log_every: Count = 0  # Iterations between rows of metrics; 0: about a hundred rows.
+    tensorboard: Flag = False  # Write TensorBoard events too, one run per seed.
+    wandb: Flag = False  # Log to Weights & Biases too, one run per seed.
+    progress: Flag = True  # Show no progress.
+
+    def values(self) -> dict[str, Any]:
+        """The Config fields that the command line gives."""
+        config = getattr(self, "config", None)
+        given = {} if config is None else dataclasses.asdict(config)
+        return {name: value for name, value in given.items() if value is not None}
+
+    def keywords(self, prefix: str = "") -> dict[str, Any]:
+        """The arguments that rljax.train and rljax.sweep share."""
+        if not self.env:
+            raise ValueError("which environment? Add --env NAME; `rljax list environments` shows the names")
+        names = [each.name for each in dataclasses.fields(Training)]
+        shared = {
+            name: getattr(self, name) for name in names if name not in ("algorithm", "env", "env_argument")
+        }
+        shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{self.env}")
+        return shared | {"env_arguments": dict(map(_key_and_value, self.env_argument))}
+
+    def command(self, values: Mapping[str, Any], *more: str) -> str:
+        """The command line that trains this problem with these Config fields."""
+        words = ["rljax", "train", self.algorithm, "--env", self.env]
+        words += [word for text in self.env_argument for word in ("--env-argument", text)]
+        words += [] if self.steps is None else ["--steps", typed(self.steps)]
+        for name, value in values.items():
+            words += [f"--config.{name.replace('_', '-')}", typed(value)]
+        return shlex.join([*words, *more])
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    """length=0.7 as ("length", 0.7): a Python literal where it is one, else a string."""
+    key, equals, value = text.partition("=")
+    if not (equals and key):
+        raise ValueError(f"--env-argument {text}: must be KEY=VALUE, such as length=0.7")
+    try:
+        return key.replace("-", "_"), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key.replace("-", "_"), value
+
+
+def _free(folder: Path) -> Path:
+    """This folder, or where it exists the first free one of folder-2, folder-3, …"""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free

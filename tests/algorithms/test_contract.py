@@ -1,0 +1,216 @@
+"""What every algorithm promises, one table over all of them: ARCHITECTURE's "What equality means here"."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rljax
+from rljax import algorithms, envs
+from rljax.runs import checkpoint, engine, mesh
+
+
+class Row(NamedTuple):
+    """An algorithm with a Config that is small enough for a test, and what a sweep varies in it."""
+
+    algorithm: str
+    env: str
+    fields: dict[str, Any]
+    swept: dict[str, list[float]]
+
+
+TABLE = {
+    "reinforce": Row("reinforce", "CartPole-v1", {"num_envs": 4}, {"learning_rate": [1e-3, 1e-2, 3e-2]}),
+    "a2c": Row("a2c", "CartPole-v1", {"num_envs": 4, "num_steps": 8}, {"learning_rate": [1e-4, 1e-3, 1e-2]}),
+    "ppo": Row(
+        "ppo",
+        "CartPole-v1",
+        {"num_envs": 4, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2},
+        {"learning_rate": [1e-4, 1e-3, 1e-2], "clip": [0.1, 0.2, 0.3]},
+    ),
+    "ppo-continuous": Row(
+        "ppo",
+        "Pendulum-v1",
+        {
+            "num_envs": 4,
+            "num_steps": 16,
+            "num_epochs": 2,
+            "num_minibatches": 2,
+            "observation_normalization": "running",
+            "reward_scaling": "running",
+            "action_distribution": "tanh",
+        },
+        {"learning_rate": [1e-4, 1e-3, 1e-2], "discount": [0.9, 0.95, 0.99]},
+    ),
+}
+
+
+def test_every_algorithm_has_a_row() -> None:
+    assert {row.algorithm for row in TABLE.values()} == set(algorithms.NAMES)
+
+
+@pytest.fixture(params=TABLE, scope="module")
+def row(request: pytest.FixtureRequest) -> Row:
+    return TABLE[request.param]
+
+
+def parts(row: Row) -> tuple[Any, Any, Any]:
+    module = algorithms.get(row.algorithm)
+    fields = dict(row.fields)
+    return module, envs.make(row.env), module.Config(hidden_sizes=(8,), **fields)
+
+
+def program(row: Row, swept: dict[str, list[float]], seeds: list[int], traces: list[int] | None = None) -> engine.Program:
+    module, env, config = parts(row)
+
+    def make(*arguments: Any) -> Any:
+        algorithm = module.make(*arguments)
+
+        def step(key: Any, state: Any) -> Any:
+            if traces is not None:
+                traces.append(1)
+            return algorithm.step(key, state)
+
+        return algorithm._replace(step=step)
+
+    return engine.build(make, env, config, {k: np.asarray(v) for k, v in swept.items()}, seeds)
+
+
+def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
+    module, env, config = parts(row)
+    assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
+    assert config.steps_per_iteration == config.num_envs * config.num_steps
+    assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
+    algorithm = module.make(env, config)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    after, metrics = jax.eval_shape(algorithm.step, jax.random.key(0), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in metrics)
+
+
+def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(row: Row) -> None:
+    traces: list[int] = []
+    compiled = program(row, {}, [3], traces)
+    states, _, _ = compiled.advance(compiled.init(), 5)
+    whole = checkpoint.sha256_of(compiled.fetch(states))
+    once = len(traces)
+    states = compiled.init()
+    for n in (1, 3, 0, 1):
+        states, _, bad = compiled.advance(states, n)
+        assert int(compiled.fetch(bad)[0]) == -1
+    assert checkpoint.sha256_of(compiled.fetch(states)) == whole
+    assert len(traces) == once <= 2  # eval_shape for the metrics, then the loop
+
+
+def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
+    row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, env, config = parts(row)
+    seeds, number = [7, 8, 9], 3
+    hosted = {}
+    for mapping in ("map", "vmap"):
+        monkeypatch.setattr(mesh, "mapping_for", lambda device, mapping=mapping: mapping)
+        traces: list[int] = []
+        compiled = program(row, row.swept, seeds, traces)
+        states, metrics, _ = compiled.advance(compiled.init(), 1)
+        hosted[mapping] = compiled.fetch((states, metrics))
+        assert len(traces) <= 2
+    for member in range(number):
+        own = config.replace(**{field: column[member] for field, column in row.swept.items()})
+        algorithm = module.make(env, engine.strong(own))
+        init_key, run_key = jax.random.split(jax.random.key(seeds[member]))
+        alone, counted = jax.jit(algorithm.step)(engine.iteration_key(run_key, 0, 0), algorithm.init(init_key))
+        for mapped in hosted.values():
+            for name, single in checkpoint.leaves(alone).items():
+                several = checkpoint.leaves(mapped[0])[name][member]
+                if np.issubdtype(single.dtype, np.integer):
+                    np.testing.assert_array_equal(several, single, err_msg=name)
+                else:
+                    scale = np.abs(single).max() if single.size else 0
+                    np.testing.assert_allclose(several, single, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name)
+            for one, all_ in zip(counted, mapped[1], strict=True):
+                np.testing.assert_array_equal(all_.count[member], one.count)
+
+
+def test_seeds_differ_from_the_first_iteration(row: Row) -> None:
+    compiled = program(row, {}, [0, 1])
+    states, _, _ = compiled.advance(compiled.init(), 1)
+    for name, leaf in checkpoint.leaves(compiled.fetch(states).params).items():
+        assert (leaf[0] != leaf[1]).any(), name
+
+
+def test_a_retry_draws_other_numbers(row: Row) -> None:
+    compiled = program(row, {}, [0])
+    first, _, _ = compiled.advance(compiled.init(), 2)
+    again, _, _ = compiled.advance(compiled.init(), 2, 1)
+    assert checkpoint.sha256_of(compiled.fetch(first)) != checkpoint.sha256_of(compiled.fetch(again))
+
+
+def test_no_key_is_used_twice(row: Row) -> None:
+    module, env, config = parts(row)
+    algorithm = module.make(env, config)
+    with jax.debug_key_reuse(True):
+        init_key, run_key = jax.random.split(jax.random.key(0))
+        state = jax.jit(algorithm.init)(init_key)
+        state, _ = jax.jit(algorithm.step)(engine.iteration_key(run_key, 0, 0), state)
+    assert int(state.iteration) == 1
+
+
+def test_the_program_holds_no_big_constants(row: Row) -> None:
+    module, env, config = parts(row)
+    algorithm = module.make(env, config)
+    key = jax.random.key(0)
+    closed = jax.make_jaxpr(algorithm.step)(key, jax.eval_shape(algorithm.init, key))
+    assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 10_000
+
+
+def test_run_inside_a_jit_is_the_same_run(row: Row) -> None:
+    module, env, config = parts(row)
+    compiled = program(row, {}, [5])
+    states, _, _ = compiled.advance(compiled.init(), 3)
+
+    def train(key: Any, config: Any) -> Any:
+        algorithm = module.make(env, config)
+        init_key, run_key = jax.random.split(key)
+        return rljax.run(algorithm, run_key, algorithm.init(init_key), 3)
+
+    state, metrics = jax.jit(train)(jax.random.key(5), engine.strong(config))
+    assert metrics.episode_return.total.shape == (3,)
+    for name, leaf in checkpoint.leaves(state.params).items():
+        there = checkpoint.leaves(compiled.fetch(states).params)[name][0]
+        np.testing.assert_allclose(leaf, there, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_the_greedy_policy_draws_nothing(row: Row) -> None:
+    module, env, config = parts(row)
+    algorithm = module.make(env, config)
+    state = algorithm.init(jax.random.key(0))
+    policy = algorithm.policy(state)
+    obs = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 64))[0]
+    act = jax.jit(lambda key, greedy: policy.act(key, obs, policy.init(), greedy)[0])
+    one, two = jax.random.split(jax.random.key(2))
+    np.testing.assert_array_equal(act(one, True), act(two, True))
+    assert (np.asarray(act(one, False)) != np.asarray(act(two, False))).any()
+
+
+def test_wrong_fields_are_one_line_that_names_them(row: Row) -> None:
+    module, env, config = parts(row)
+    for field, value in {
+        "learning_rate": -1.0,
+        "discount": 1.5,
+        "entropy_coefficient": float("nan"),
+        "num_envs": 0,
+        "num_steps": 2.5,
+        "hidden_sizes": [64],
+        "activation": "tahn",
+        "schedule": "liner",
+        "architecture": "cnn",
+        "total_steps": 0.0,
+    }.items():
+        with pytest.raises(ValueError, match=r".") as caught:
+            module.make(env, config.replace(**{field: value}))
+        assert "\n" not in str(caught.value)
+        assert field in str(caught.value) or field == "architecture", str(caught.value)

@@ -1,0 +1,103 @@
+"""docs/ppo_details.md says what the code does, and no algorithm has a Config field that nothing reads."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rljax import algorithms
+from rljax.algorithms import ppo
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "ppo_details.md"
+FIELDS = [field.name for field in dataclasses.fields(ppo.Config)]
+
+
+class Row(NamedTuple):
+    number: int
+    detail: str
+    where: list[tuple[str, str]]  # files and fragments
+    config: str
+
+
+def rows(text: str) -> list[Row]:
+    """The table's rows; every code span of "Where" belongs to a pair of file and fragment."""
+    found = []
+    for line in text.splitlines():
+        if not re.match(r"\| \d+ \|", line):
+            continue
+        number, detail, where, config, _ = (cell.strip() for cell in line.strip("|").split("|"))
+        pairs = re.findall(r"`([^`]+)`: `([^`]+)`", where)
+        assert 2 * len(pairs) == len(re.findall(r"`[^`]+`", where)), line
+        found.append(Row(int(number), detail, pairs, config))
+    return found
+
+
+def read_fields(*sources: str) -> set[str]:
+    """The names that code, not comments or strings, takes from a variable called `config`."""
+    nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
+    return {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config"
+    }
+
+
+def sources_of(name: str) -> list[str]:
+    """The algorithm's file, and those of the builders to which it hands its Config."""
+    own = (ROOT / "rljax" / "algorithms" / f"{name}.py").read_text()
+    builders = {"actor_critic(": "actor_critic.py", "normalizer(": "observations.py"}
+    return [own] + [
+        (ROOT / "rljax" / "models" / file).read_text() for call, file in builders.items() if call in own
+    ]
+
+
+TABLE = rows(DOCUMENT.read_text())
+
+
+def test_there_are_37_details_in_order() -> None:
+    assert [row.number for row in TABLE] == list(range(1, 38))
+    assert len({row.detail for row in TABLE}) == 37
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: str(row.number))
+def test_a_row_agrees_with_the_code(row: Row) -> None:
+    for file, fragment in row.where:
+        assert fragment in (ROOT / file).read_text(), f"{file} has no {fragment}"
+    fields = re.findall(r"`([^`]+)`", row.config)
+    if fields:
+        assert set(fields) <= set(FIELDS), "no such field of ppo.Config"
+        assert set(fields) <= read_fields(*sources_of("ppo")), "a field that nothing reads"
+        assert re.sub(r"`[^`]+`", "", row.config).strip(", ") == ""
+    else:
+        assert row.config in ("always", "wrapper") or re.match(r"not here: .{10}", row.config)
+    assert bool(row.where) != row.config.startswith("not here")
+
+
+def test_wrappers_are_named_as_they_are() -> None:
+    files = {file for row in TABLE if row.config == "wrapper" for file, _ in row.where}
+    assert files == {"rljax/envs/wrappers.py"}
+
+
+@pytest.mark.parametrize("name", algorithms.NAMES)
+def test_every_config_field_is_read(name: str) -> None:
+    declared = {field.name for field in dataclasses.fields(algorithms.get(name).Config)}
+    assert declared <= read_fields(*sources_of(name)), f"{name}.Config has fields that nothing reads"
+
+
+@pytest.mark.parametrize("name", algorithms.NAMES)
+def test_every_config_field_that_is_read_exists(name: str) -> None:
+    module = algorithms.get(name)
+    own = read_fields((ROOT / "rljax" / "algorithms" / f"{name}.py").read_text())
+    assert own <= set(dir(module.Config())), f"{name} reads fields that its Config has not"
+
+
+def test_the_readers_of_this_file_can_fail() -> None:
+    source = '"""config.a"""\nx = config.b  # config.c\ny = other.d\nz = f("config.e", config.g.h)\n'
+    assert read_fields(source) == {"b", "g"}
+    with pytest.raises(AssertionError):
+        rows("| 1 | a detail | `file.py`: `one`; `two` | always | |")
+    assert rows("| 1 | x | `f.py`: `one` | `clip` | y |") == [Row(1, "x", [("f.py", "one")], "`clip`")]

@@ -1,0 +1,342 @@
+"""Rows are on the disk when they are written, cut back on resume; progress fits the terminal or its absence."""
+
+import io
+import json
+import struct
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+from rljax.runs import log
+
+DESCRIPTION = {
+    "algorithm": "ppo",
+    "env": "CartPole-v1",
+    "config": {"learning_rate": [1e-3, 1e-4], "clip": 0.2},
+    "swept": ["learning_rate"],
+    "seeds": [3, 4],
+    "steps_per_iteration": 100,
+}
+
+
+def row(iteration, returns=(1.0, 2.0)):
+    return {"iteration": iteration, "steps": 100 * iteration, "episode_return": list(returns)}
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+# metrics.jsonl
+
+
+def test_each_row_is_on_the_disk_at_once_and_nan_is_null(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    with log.MetricsFile(path) as file:
+        file.write(row(1, (np.float32(0.5), float("nan"))) | {"array": np.array([np.inf, 1.0])})
+        assert read(path) == [row(1, (0.5, None)) | {"array": [None, 1.0]}]
+        file.write(row(2))
+        assert [each["iteration"] for each in read(path)] == [1, 2]
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("something old\n")
+    log.MetricsFile(path).close()
+    assert path.read_text() == ""
+
+
+def test_resume_drops_later_rows_and_a_half_written_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with log.MetricsFile(path) as file:
+        for iteration in (10, 20, 30):
+            file.write(row(iteration))
+    kept = path.read_text().splitlines(keepends=True)[:2]
+    with path.open("a") as file:
+        file.write('{"iteration": 40, "epis')
+    with log.MetricsFile(path, resume_at=20) as file:
+        assert path.read_text() == "".join(kept)  # to the byte
+        file.write(row(30, (7.0, 8.0)))
+    assert [each["iteration"] for each in read(path)] == [10, 20, 30]
+    assert read(path)[-1]["episode_return"] == [7.0, 8.0]
+    assert [each.name for each in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_resume_keeps_a_whole_last_line_without_its_newline(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps(row(1)))
+    with log.MetricsFile(path, resume_at=1) as file:
+        file.write(row(2))
+    assert read(path) == [row(1), row(2)]
+
+
+def test_resume_survives_a_crash_while_it_cuts(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row(i)) + "\n" for i in range(3)))
+    before = path.read_text()
+
+    def crash(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(log.os, "fsync", crash)
+    with pytest.raises(KeyboardInterrupt):
+        log.MetricsFile(path, resume_at=1)
+    assert path.read_text() == before
+
+
+def test_resume_refuses_a_broken_line_in_the_middle(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iter\n{"iteration": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 2 is not JSON"):
+        log.MetricsFile(path, resume_at=3)
+
+
+def test_resume_before_the_first_row(tmp_path):
+    with log.MetricsFile(tmp_path / "metrics.jsonl", resume_at=5) as file:
+        file.write(row(6))
+    assert read(tmp_path / "metrics.jsonl") == [row(6)]
+
+
+# TensorBoard
+
+
+def events(folder):
+    """(tag, value, step) of every scalar that TensorBoard would read in a folder."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack("<Q", data[at : at + 8])
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            found += [(each.tag, each.simple_value, event.step) for each in event.summary.value]
+    return found
+
+
+def test_tensorboard_has_a_run_per_seed(tmp_path):
+    with log.TensorBoard(tmp_path, [3, 4]) as writer:
+        writer.write(row(1, (1.0, float("nan"))) | {"steps_per_second": 9.0})
+        writer.write(row(2, (2.0, 5.0)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3", "seed-4"]
+    first, second = events(tmp_path / "seed-3"), events(tmp_path / "seed-4")
+    assert [each for each in first if each[0] == "episode_return"] == [
+        ("episode_return", 1.0, 100),
+        ("episode_return", 2.0, 200),
+    ]
+    assert [each for each in second if each[0] == "episode_return"] == [("episode_return", 5.0, 200)]
+    assert ("steps_per_second", 9.0, 100) in first
+
+
+def test_tensorboard_tells_configurations_of_one_seed_apart(tmp_path):
+    log.TensorBoard(tmp_path, [0, 0]).close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["member-0-seed-0", "member-1-seed-0"]
+
+
+@pytest.mark.parametrize("package", ["tensorboard", "wandb"])
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package):
+    for module in ("tensorboardX", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    chosen = {"tensorboard": False, "wandb": False, package: True}
+    with pytest.raises(ValueError, match=rf'pip install "rljax\[{package}\]"') as error:
+        log.writers(tmp_path, DESCRIPTION, **chosen, resume_at=None)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+# Weights & Biases
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the package that remembers its runs."""
+    started = []
+
+    class Run:
+        def __init__(self, **arguments):
+            self.arguments, self.rows, self.finished, self.axis = arguments, [], False, None
+            started.append(self)
+
+        def define_metric(self, name, step_metric):
+            self.axis = (name, step_metric)
+
+        def log(self, row):
+            self.rows.append(row)
+
+        def finish(self):
+            self.finished = True
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Run))
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    return started
+
+
+def test_wandb_has_a_run_per_seed_in_one_group(tmp_path, wandb):
+    with log.WeightsAndBiases(tmp_path / "first", DESCRIPTION) as writer:
+        writer.write(row(1, (1.0, float("nan"))))
+    assert [run.arguments["group"] for run in wandb] == ["first", "first"]
+    assert [run.arguments["name"] for run in wandb] == ["first-seed-3", "first-seed-4"]
+    assert {run.arguments["reinit"] for run in wandb} == {"create_new"}
+    assert [run.arguments["config"]["learning_rate"] for run in wandb] == [1e-3, 1e-4]
+    assert [run.arguments["config"]["seed"] for run in wandb] == [3, 4]
+    assert wandb[0].rows == [{"iteration": 1, "steps": 100, "episode_return": 1.0}]
+    assert wandb[1].rows == [{"iteration": 1, "steps": 100}]
+    assert all(run.finished and run.axis == ("*", "steps") for run in wandb)
+
+
+def test_a_resumed_wandb_run_keeps_its_ids_and_a_new_one_takes_others(tmp_path, wandb):
+    for resume_at in (None, 7, None):
+        log.WeightsAndBiases(tmp_path, DESCRIPTION, resume_at).close()
+    ids = [run.arguments["id"] for run in wandb]
+    assert ids[0:2] == ids[2:4]
+    assert len(set(ids)) == 4
+
+
+# all of them
+
+
+def test_writers_are_those_that_were_asked_for(tmp_path, wandb):
+    names = lambda *arguments: [type(each).__name__ for each in opened(*arguments)]
+
+    def opened(*arguments):
+        found = log.writers(*arguments)
+        for each in found:
+            each.close()
+        return found
+
+    assert names(tmp_path, DESCRIPTION, False, False, None) == ["MetricsFile"]
+    assert sorted(names(tmp_path, DESCRIPTION, True, True, None)) == [
+        "MetricsFile",
+        "TensorBoard",
+        "WeightsAndBiases",
+    ]
+    assert names(None, DESCRIPTION, False, False, None) == []
+    with pytest.raises(ValueError, match="run folder"):
+        log.writers(None, DESCRIPTION, True, True, None)
+    assert all(run.finished for run in wandb)
+
+
+# progress
+
+
+def test_without_a_terminal_there_is_a_line_at_once_few_between_and_the_last(monkeypatch):
+    now, stream = [1000.0], io.StringIO()
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    with log.Progress(1000, "ppo on X", True, stream=stream) as progress:
+        assert stream.getvalue() == "ppo on X: compiling…\n"
+        for step in range(1, 101):
+            now[0] += 0.1
+            progress.update(10 * step, 100.0, float(step))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3  # the first, one after 5 s, and the last after 10 s, each once
+    assert "500/1,000 steps (50%)" in lines[1]
+    assert "0:05 to go" in lines[1]
+    assert "1,000/1,000 steps (100%)  100 steps/s  return 100  0:10 so far" in lines[2]
+
+
+def test_the_last_line_is_not_lost_when_it_comes_early():
+    stream = io.StringIO()
+    with log.Progress(1000, "ppo", True, stream=stream) as progress:
+        progress.update(10, 5.0, None)
+        progress.update(20, 5.0, float("nan"))
+    assert stream.getvalue().splitlines()[1:] == [
+        "ppo: 20/1,000 steps (2%)  5 steps/s  return –  0:00 so far"
+    ]
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_progress_that_is_off_is_silent(kind):
+    stream = kind()
+    with log.Progress(1000, "ppo", False, stream=stream) as progress:
+        progress.update(10, 5.0, 1.0)
+        progress.say("a word")
+    assert stream.getvalue() == ""
+
+
+def drawn(progress, width):
+    """The bar as rich draws it in a terminal of this width."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console.print(progress)
+    return console.file.getvalue().rstrip("\n")
+
+
+def test_the_bar_shows_steps_speed_return_and_time_to_go(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    progress = log.Progress(1_000_000, "ppo on X", False)
+    now[0] = 3.0
+    assert "compiling… 0:03" in drawn(progress, 100)
+    progress.update(100_000, 50_000.0, None)
+    now[0] = 5.0
+    progress.update(200_000, 51_000.0, -80.5)  # 100,000 steps in two seconds
+    now[0] = 6.0
+    shown = drawn(progress, 100)
+    for part in ("ppo on X", "━", "200k/1M", "51k steps/s", "return -80.5", "ETA 0:15"):
+        assert part in shown
+    narrow = drawn(progress, 60)
+    assert "\n" not in narrow
+    for part in ("200k/1M", "51k steps/s", "return -80.5", "ETA 0:15"):
+        assert part in narrow
+
+
+def test_on_a_terminal_the_bar_appears_at_once_and_lines_above_it(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with log.Progress(1000, "ppo on X", True, stream=stream) as progress:
+        assert "compiling…" in stream.getvalue()
+        progress.say("8 members [on 2 devices]")
+        progress.update(1000, 5.0, 1.5)
+    assert "8 members [on 2 devices]" in stream.getvalue()
+    assert "return 1.5" in stream.getvalue().rpartition("8 members")[2]
+    before = stream.getvalue()
+    progress.close()
+    time.sleep(0.3)
+    assert stream.getvalue() == before  # nothing draws any more
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    log.Progress(1000, "ppo on X", True, stream=stream).close()
+    assert stream.getvalue() == "ppo on X: compiling…\n"
+
+
+def test_progress_ends_with_an_error_too(monkeypatch):
+    stream = io.StringIO()
+    with pytest.raises(KeyError), log.Progress(1000, "ppo", True, stream=stream) as progress:
+        progress.update(10, 5.0, 1.0)
+        raise KeyError
+    assert "10/1,000" in stream.getvalue()
+
+
+def test_progress_in_a_stream_that_has_no_unicode():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    log.Progress(1000, "ppo", True, stream=stream).close()
+    assert raw.getvalue() == b"ppo: compiling?\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (950, "950"), (999.7, "1k"), (12_345, "12.3k"), (1_500_000, "1.5M"), (2e9, "2G")],
+)
+def test_short_numbers(number, text):
+    assert log.short(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (750, "12:30"), (10_800, "3:00:00")]
+)
+def test_clock(seconds, text):
+    assert log.clock(seconds) == text
