@@ -54,7 +54,7 @@ class Config:
     learning_rate: float = 1e-2  # of Adam, at the start
     discount: float = 0.99  # γ
     entropy_coefficient: float = 0.0  # c_e
-    value_coefficient: float = 0.5  # c_v, of the learned baseline
+    value_coefficient: float = 0.5  # c_v, of the learned baseline; far less with a shared torso
     num_envs: int = struct.field(pytree_node=False, default=16)  # episodes per iteration
     num_steps: int = struct.field(pytree_node=False, default=500)  # room for the longest episode
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))

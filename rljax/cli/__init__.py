@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt as error:
         return _complain(error, "rljax: " + (str(error) or "interrupted"), 130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough: quiet, as rich is
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except MISUSE as error:
         return _complain(error, f"rljax: error: {_one_line(error)}", 2)
     except (OSError, RuntimeError) as error:

@@ -173,7 +173,7 @@ class WeightsAndBiases(_Closing):
         self, run: Path | None, description: Mapping[str, Any], resume_at: int | None = None
     ) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError('wandb needs its package: pip install "rljax[wandb]"') from None
         labels = _labels(description["seeds"])
@@ -242,7 +242,7 @@ class Progress(_Closing):
 
             console = Console(file=self._stream)
             self._live = Live(self, console=console, refresh_per_second=5)
-            self._live.start()
+            self._live.start(refresh=True)
         else:
             self._print(f"{description}: compiling…")
 

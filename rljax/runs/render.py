@@ -89,8 +89,8 @@ def render(
 def roll_out(
     env: Env, policy: Policy, key: Key, max_steps: int, greedy: bool = True
 ) -> tuple[list[PyTree], np.ndarray]:
-    """One episode of at most `max_steps` steps: its n + 1 states from the start to the end, without the memory
-    of wrappers, and (n + 1,) the sum of rewards up to each, the first of which is 0.
+    """One episode of at most `max_steps` steps: its n + 1 states from start to end, without the memory of
+    wrappers, and (n + 1,) the sum of rewards up to each, the first of which is 0.
     """
     reset_key, run_key = jax.random.split(key)
 
@@ -135,7 +135,7 @@ def draw_episode(
     gymnax_env, params = _check_drawable("the environment", env_source)
     if not len(states) or len(states) != len(cumulative_rewards):
         raise ValueError(
-            f"{len(states)} states and {len(cumulative_rewards)} sums of rewards: must be as many, at least one"
+            f"{len(states)} states and {len(cumulative_rewards)} sums of rewards: as many are needed, not 0"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with _silent():
@@ -221,7 +221,9 @@ def _frames(
                 if env.name == "Pendulum-v1":
                     inner.last_u = np.asarray(state.last_u, np.float64)
                 picture.im.set_data(screen.render())
-            picture.ax.set_title(f"{env.name}: step {index}, return {float(sums[index]):.6g}", fontsize=14)
+            picture.ax.set_title(
+                f"{env.name}: step {index}, return {round(float(sums[index]), 2):g}", fontsize=14
+            )
             canvas.draw()
             image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
             yield image.quantize(128, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)

@@ -1,4 +1,4 @@
-"""Rows are on the disk when they are written, cut back on resume; progress fits the terminal or its absence."""
+"""Rows are on the disk when they are written, cut back on resume; progress fits the terminal, or none."""
 
 import io
 import json
@@ -248,9 +248,8 @@ def test_the_last_line_is_not_lost_when_it_comes_early():
     with log.Progress(1000, "ppo", True, stream=stream) as progress:
         progress.update(10, 5.0, None)
         progress.update(20, 5.0, float("nan"))
-    assert stream.getvalue().splitlines()[1:] == [
-        "ppo: 20/1,000 steps (2%)  5 steps/s  return –  0:00 so far"
-    ]
+    (line,) = stream.getvalue().splitlines()[1:]
+    assert line.startswith("ppo: 20/1,000 steps (2%)  5 steps/s  return –  0:00 so far")
 
 
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
@@ -312,11 +311,16 @@ def test_a_dumb_terminal_gets_lines(monkeypatch):
     assert stream.getvalue() == "ppo on X: compiling…\n"
 
 
-def test_progress_ends_with_an_error_too(monkeypatch):
+def test_progress_ends_with_an_error_too():
     stream = io.StringIO()
-    with pytest.raises(KeyError), log.Progress(1000, "ppo", True, stream=stream) as progress:
-        progress.update(10, 5.0, 1.0)
-        raise KeyError
+
+    def fail():
+        with log.Progress(1000, "ppo", True, stream=stream) as progress:
+            progress.update(10, 5.0, 1.0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert "10/1,000" in stream.getvalue()
 
 
