@@ -95,7 +95,8 @@ def test_train_hands_over_every_option(calls):
         run(
             "train ppo --env Acrobot-v1 --steps 5e5 --seeds 8 --seed 1_000 --out some/where"
             " --checkpoint-every 10 --keep 2 --resume --init other --init-member 3"
-            " --target-return -80 --evaluate-every 5 --evaluation-episodes 64 --log-every 7 --tensorboard --wandb --no-progress"
+            " --target-return -80 --evaluate-every 5 --evaluation-episodes 64"
+            " --log-every 7 --tensorboard --wandb --no-progress"
         )
         == 0
     )

@@ -205,7 +205,7 @@ def text(value: Any) -> str:
 
 def amount(value: float, spread: float) -> str:
     """A number with the digits that matter where values differ by `spread`."""
-    scale = max(spread, 1e-3 * abs(value))
+    scale = max(spread, 1e-2 * abs(value))
     digits = 0 if scale <= 0 or scale >= 20 else max(0, min(6, 1 - math.floor(math.log10(scale))))
     return f"{value:.{digits}f}" if abs(value) < 1e7 else f"{value:.3g}"
 

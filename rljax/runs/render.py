@@ -138,12 +138,14 @@ def draw_episode(
             f"{len(states)} states and {len(cumulative_rewards)} sums of rewards: as many are needed, not 0"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial.gif")
     with _silent():
         try:
             frames = _frames(gymnax_env, params, states, cumulative_rewards)
             first = next(frames)
             duration = 50 if _is_classic(gymnax_env.name) else 100
-            first.save(path, save_all=True, append_images=frames, duration=duration, loop=0)
+            first.save(partial, save_all=True, append_images=frames, duration=duration, loop=0)
+            partial.replace(path)
         except ImportError as error:
             raise _missing(error) from error
         except OSError:  # of writing the file
@@ -155,6 +157,8 @@ def draw_episode(
             raise checks.RunError(
                 f"Gymnax failed to draw {gymnax_env.name}: {type(error).__name__}: {reason}"
             ) from error
+        finally:
+            partial.unlink(missing_ok=True)
     return path
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rljax.algorithms import ppo
+from rljax.envs import probes, wrappers
 from rljax.math import distributions
 from rljax.models import (
     CNN,
@@ -424,10 +425,10 @@ def test_a_users_own_network(make: Any) -> None:
     "make", [lambda: from_linen(Linen()), lambda: from_nnx(nnx_network)], ids=["linen", "nnx"]
 )
 def test_ppo_takes_a_users_own_network(make: Any) -> None:
-    from rljax import envs
-
+    probe = probes.policy_observation()
+    env = wrappers.map_observation(probe, lambda x: jnp.tile(x, 4), Box(-1.0, 1.0, (4,)))
     small = config(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=2)
-    algorithm = ppo.make(envs.make("CartPole-v1"), small, network=make())
+    algorithm = ppo.make(env, small, network=make())
     state = algorithm.init(KEY)
     after, metrics = jax.jit(algorithm.step)(KEY, state)
     assert np.isfinite(metrics.policy_loss.value)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rljax.math.shuffle import PACKED_LIMIT, permutation
+from rljax.math.shuffle import SORTED_LIMIT, permutation
 
-SIZES = [0, 1, 2, 3, 4, 5, 31, 32, 33, 1000, 8192, PACKED_LIMIT, PACKED_LIMIT + 1, 70_000]
+SIZES = [0, 1, 2, 3, 4, 5, 31, 32, 33, 1000, SORTED_LIMIT, SORTED_LIMIT + 1, 4096, 5000, 8192, 8193, 70_000]
 
 
 def draws(seed: int, count: int, n: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_every_position_of_64_gets_every_index() -> None:
     assert 1e-3 < stats.chi2.sf(statistic, 63**2) < 1 - 1e-3
 
 
-@pytest.mark.parametrize("n", [8192, PACKED_LIMIT, PACKED_LIMIT + 1])
+@pytest.mark.parametrize("n", [SORTED_LIMIT, SORTED_LIMIT + 1, 5000, 8192, 16_385])
 def test_neighbours_come_in_either_order(n: int) -> None:
     """The packed index must not decide: i before i + 1 half the time, as i and a far j."""
     rows = draws(3, 64, n)
@@ -68,3 +68,23 @@ def test_another_key_gives_another_order_and_vmap_changes_none() -> None:
     assert len({tuple(row) for row in rows.tolist()}) == 5
     keys = jax.random.split(jax.random.key(4), 5)
     np.testing.assert_array_equal(rows, np.stack([permutation(key, 100) for key in keys]))
+
+
+@pytest.mark.parametrize("n", [1025, 2048, 3000, 8192])
+def test_what_a_uniform_permutation_does(n: int) -> None:
+    """Fixed points, cycles, coarse cells and pairs, each against its known distribution."""
+    rows = draws(5, 512, n)
+    fixed = (rows == np.arange(n)).sum(axis=1)  # Poisson(1)
+    counts = np.bincount(np.minimum(fixed, 4), minlength=5)
+    expected = np.append(stats.poisson.pmf(range(4), 1), stats.poisson.sf(3, 1)) * len(rows)
+    assert stats.chisquare(counts, expected).pvalue > 1e-3
+    order = rows[:, 0]  # the index that comes first is uniform
+    assert stats.kstest(order / n, stats.uniform.cdf).pvalue > 1e-3
+    gap = np.abs(np.argmax(rows == 0, axis=1) - np.argmax(rows == 1, axis=1))  # of two neighbours: triangular
+    assert stats.kstest(gap, stats.randint(1, n).cdf).pvalue < 1e-3  # the test can tell another distribution
+    assert stats.kstest(gap / n, stats.triang(0).cdf).pvalue > 1e-3
+    cells = np.zeros((16, 16))
+    np.add.at(cells, (np.broadcast_to(np.arange(n) * 16 // n, rows.shape), rows * 16 // n), 1)
+    mean = np.outer(np.bincount(np.arange(n) * 16 // n), np.bincount(np.arange(n) * 16 // n)) * len(rows) / n
+    # All margins of a table of a permutation are fixed: 15² degrees of freedom, with this factor for drawing without replacement.
+    assert 1e-3 < stats.chi2.sf(((cells - mean) ** 2 / mean).sum() * (n - 1) / n, 15**2) < 1 - 1e-3

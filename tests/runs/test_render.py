@@ -188,9 +188,12 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_rolled_out(tmp_path):
     source = envs.make("Catch-bsuite").source
     with pytest.raises(ValueError, match="0 states"):
         draw_episode(source, [], [], tmp_path / "e.gif")
+    _, state = envs.make("Catch-bsuite").reset(jax.random.key(0))
+    good = draw_episode(source, [state], [0.0], tmp_path / "e.gif").read_bytes()
     with pytest.raises(checks.RunError, match="failed to draw Catch-bsuite: AttributeError") as caught:
-        draw_episode(source, [None], [0.0], tmp_path / "e.gif")
+        draw_episode(source, [state, None], [0.0, 1.0], tmp_path / "e.gif")
     assert "\n" not in str(caught.value)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [good]  # no half of a film
 
 
 @pytest.mark.parametrize("module", ["gymnasium", "pygame"])
