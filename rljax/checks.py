@@ -1,6 +1,7 @@
 """One line for what is wrong with a Config field: what it is, where, what would be right.
 
-Called by every algorithm's `make`, outside the jit with concrete values; inside a trace the same checks skip tracers.
+Called by every algorithm's `make`, outside the jit with concrete values; inside a trace the same checks skip
+tracers.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def _complain(config: Any, field: str, right: str) -> None:
-    raise ValueError(f"{type(config).__module__.rpartition('.')[2]}.Config.{field} = {show(getattr(config, field))}: {right}")
+    algorithm = type(config).__module__.rpartition(".")[2]
+    raise ValueError(f"{algorithm}.{type(config).__name__}.{field} = {show(getattr(config, field))}: {right}")
 
 
 def show(value: Any) -> str:
@@ -25,11 +27,13 @@ def show(value: Any) -> str:
     return f"{array.item():g}" if array.ndim == 0 and array.dtype.kind in "fiu" else str(value)
 
 
-def number(config: Any, *fields: str, low: float = -np.inf, high: float = np.inf, open_low: bool = False) -> None:
+def number(
+    config: Any, *fields: str, low: float = -np.inf, high: float = np.inf, open_low: bool = False
+) -> None:
     """Every value of these leaf fields is a finite number in [low, high] (or (low, high] with `open_low`)."""
     for field in fields:
         value = getattr(config, field)
-        if isinstance(value, jax.core.Tracer):
+        if isinstance(value, Tracer):
             continue
         try:
             array = np.asarray(value, np.float64)
@@ -39,7 +43,9 @@ def number(config: Any, *fields: str, low: float = -np.inf, high: float = np.inf
         below = (array <= low) if open_low else (array < low)
         if not np.all(np.isfinite(array)) or np.any(below | (array > high)):
             bounds = f"{'above' if open_low else 'at least'} {low:g}" if np.isfinite(low) else "finite"
-            _complain(config, field, f"must be {bounds}" + (f" and at most {high:g}" if np.isfinite(high) else ""))
+            _complain(
+                config, field, f"must be {bounds}" + (f" and at most {high:g}" if np.isfinite(high) else "")
+            )
 
 
 def count(config: Any, *fields: str, low: int = 1) -> None:
@@ -61,7 +67,9 @@ def sizes(config: Any, *fields: str) -> None:
 def choice(config: Any, field: str, options: Iterable[str]) -> None:
     """This static field is one of the names in `options`."""
     if getattr(config, field) not in options:
-        _complain(config, field, f"must be one of {', '.join(options)}{suggest(getattr(config, field), options)}")
+        _complain(
+            config, field, f"must be one of {', '.join(options)}{suggest(getattr(config, field), options)}"
+        )
 
 
 def suggest(name: Any, options: Iterable[str]) -> str:

@@ -45,7 +45,8 @@ class MultiDiscrete:
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """Real vectors between `low` and `high`, numbers or arrays that broadcast to `shape` (±inf: unbounded)."""
+    """Real vectors between `low` and `high`, numbers or arrays that broadcast to `shape` (±inf: unbounded).
+    """
 
     low: Any
     high: Any
@@ -60,8 +61,8 @@ Space = Discrete | MultiDiscrete | Box | Mapping[str, Any] | tuple
 class Env(NamedTuple):
     """A control problem as pure functions over one instance; batch it with `vmap`.
 
-    `step` never resets: its observation is the true next one, also where the episode ends. Environment parameters
-    are closed over as leaves, so building an Env inside a traced function sweeps them.
+    `step` never resets: its observation is the true next one, also where the episode ends. Environment
+    parameters are closed over as leaves, so building an Env inside a traced function sweeps them.
     """
 
     name: str
@@ -99,7 +100,9 @@ class Algorithm(NamedTuple):
     """An algorithm is a pair of pure functions over an immutable state pytree."""
 
     init: Callable[[Key], Any]  # (key) -> State
-    step: Callable[[Key, Any], tuple[Any, Any]]  # (key, State) -> (State, Metrics): one rollout-and-update cycle
+    step: Callable[
+        [Key, Any], tuple[Any, Any]
+    ]  # (key, State) -> (State, Metrics): one rollout-and-update cycle
     policy: Callable[[Any], Policy]  # (State) -> Policy
     split: Split | None = None
 
@@ -108,7 +111,7 @@ class Mean(NamedTuple):
     """An average that adds up over time, seeds and devices: the sum of `count` values and their number."""
 
     total: Array
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @classmethod
     def of(cls, values: Array, where: Array | None = None) -> Mean:

@@ -13,7 +13,7 @@ from rljax import algorithms, cli
 from rljax.algorithms import ppo
 from rljax.checks import RunError
 from rljax.cli import commands, options
-from rljax.runs import presets
+from rljax.runs import load, presets
 from rljax.runs.record import Result
 from rljax.runs.sweep import SweepResult
 
@@ -68,7 +68,7 @@ def run(line):
 def test_train_without_config_options_leaves_the_config_to_the_library(calls):
     assert run("train ppo --env CartPole-v1") == 0
     ((name, arguments, keywords),) = calls
-    assert (name, arguments) == ("train", ("ppo", "CartPole-v1", None))
+    assert (name, arguments) == ("train", ("ppo", "CartPole-v1", {}))
     assert keywords == {
         "steps": None,
         "seeds": 1,
@@ -127,8 +127,9 @@ def test_a_config_option_changes_that_field_of_the_preset(calls, monkeypatch):
     line = "train ppo --env CartPole-v1 --config.learning-rate 1e-3 --config.num_envs 16"
     line += " --config.hidden-sizes 32x16 --config.initial-log-std -0.5 --config.value-loss plain"
     assert run(line) == 0
-    config = calls[0][1][2]
-    expected = ppo.Config(
+    found = load.setup("ppo", "CartPole-v1", calls[0][1][2], None, {})
+    assert found.preset
+    assert found.config == ppo.Config(
         clip=0.3,
         learning_rate=1e-3,
         num_envs=16,
@@ -136,7 +137,6 @@ def test_a_config_option_changes_that_field_of_the_preset(calls, monkeypatch):
         initial_log_std=-0.5,
         value_loss="plain",
     )
-    assert config == expected
 
 
 @pytest.mark.parametrize("algorithm", algorithms.NAMES)
@@ -146,7 +146,7 @@ def test_every_field_can_be_given_its_own_default(calls, algorithm):
     for field in fields:
         words += [f"--config.{field.name.replace('_', '-')}", options.typed(field.default)]
     assert cli.main(words) == 0
-    assert calls[0][1][2] == algorithms.get(algorithm).Config()
+    assert algorithms.get(algorithm).Config(**calls[0][1][2]) == algorithms.get(algorithm).Config()
 
 
 def test_environment_arguments_are_python_literals_or_strings(calls):
@@ -169,7 +169,7 @@ def test_a_default_folder_is_a_new_one(calls, tmp_path):
 
 def test_options_may_come_before_the_algorithm(calls):
     assert run("train --env X --config.clip 0.1 ppo") == 0
-    assert calls[0][1][2].clip == 0.1
+    assert calls[0][1][2] == {"clip": 0.1}
 
 
 def test_sweep_takes_lists_for_fields_of_every_type(calls):
@@ -185,7 +185,7 @@ def test_sweep_takes_lists_for_fields_of_every_type(calls):
         "initial_log_std": [-1.0, 0.0],
         "value_loss": ["plain", "clipped"],
     }
-    assert config == ppo.Config(clip=0.1)
+    assert config == {"clip": 0.1}
     assert not {"resume", "init", "init_member"} & set(keywords)
 
 
@@ -233,7 +233,7 @@ def test_sweep_prints_the_best_first_and_how_to_train_it(calls, capsys):
     )
     assert f"rljax {command}" in printed
     assert run(command) == 0  # it parses
-    assert calls[-1][1][2] == ppo.Config(clip=0.1, learning_rate=0.001)
+    assert calls[-1][1][2] == {"clip": 0.1, "learning_rate": 0.001}
 
 
 def test_a_configuration_that_failed_for_a_seed_comes_last():

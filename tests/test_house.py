@@ -1,4 +1,5 @@
-"""The house rules that a machine can check: arrows between floors, module systems, file sizes, late imports."""
+"""The house rules that a machine can check: arrows between floors, module systems, file sizes, late imports.
+"""
 
 import ast
 import subprocess
@@ -11,14 +12,27 @@ import rljax
 
 ROOT = Path(rljax.__file__).parent
 # Imports go down: a floor may import what stands after it. Rooms on one line do not import each other.
-FLOORS = [["cli"], ["runs"], ["algorithms"], ["envs", "text", "replay"], ["models"], ["math"], ["types", "checks"]]
+FLOORS = [
+    ["cli"],
+    ["runs"],
+    ["algorithms"],
+    ["envs", "text", "replay"],
+    ["models"],
+    ["math"],
+    ["types", "checks"],
+]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-# `rljax/__init__.py` is the front door, not a floor: it names every function and sets up devices before JAX starts.
-SOURCES = sorted(path for path in ROOT.rglob("*.py") if path not in (ROOT / "__init__.py", ROOT / "__main__.py"))
+# `rljax/__init__.py` is the front door, not a floor: it names every function and sets up devices before JAX
+# starts.
+SOURCES = sorted(
+    path for path in ROOT.rglob("*.py") if path not in (ROOT / "__init__.py", ROOT / "__main__.py")
+)
 
 
 def imports(path: Path) -> list[str]:
-    """The rljax modules that a file imports, absolute or relative, anywhere in it; as dotted names without 'rljax.'."""
+    """The rljax modules that a file imports, absolute or relative, anywhere in it; as dotted names without
+    'rljax.'.
+    """
     package = ["rljax", *path.relative_to(ROOT).with_suffix("").parts]
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
@@ -73,7 +87,9 @@ def test_only_models_imports_a_module_system() -> None:
         if room(path) == "models":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            )
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
             assert not any(
                 part in {"linen", "nnx"} for name in [*names, module] for part in name.split(".")
@@ -92,7 +108,9 @@ def test_importing_rljax_is_cheap_and_quiet() -> None:
         "heavy = {'jax', 'gymnax', 'flax', 'orbax', 'matplotlib', 'optax'} & set(sys.modules)\n"
         "print(sorted(heavy))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
 

@@ -1,14 +1,17 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), for discrete, multi-discrete and continuous actions.
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347), for discrete, multi-discrete and
+continuous actions.
 
     ρ_t = π(a_t | s_t) / π_old(a_t | s_t)
     L   = E[−min(ρ_t A_t, clip(ρ_t, 1 ± ε) A_t)] + c_v · ½ E[(v(s_t) − G_t)²] − c_e · E[H(π(· | s_t))]
 
-with A_t by GAE (Schulman et al. 2016, arXiv:1506.02438) and G_t = A_t + v_old(s_t). One step collects num_envs × num_steps
-transitions with the frozen policy, then takes num_epochs passes over them in num_minibatches shuffled minibatches.
+with A_t by GAE (Schulman et al. 2016, arXiv:1506.02438) and G_t = A_t + v_old(s_t). One step collects
+num_envs × num_steps transitions with the frozen policy, then takes num_epochs passes over them in
+num_minibatches shuffled minibatches.
 
-Differs from the paper: what "The 37 Implementation Details of PPO" (Huang et al. 2022) lists, see docs/ppo_details.md.
-Differs from that list: a truncated step bootstraps from the value of its true final observation, and old log-probabilities and values
-come from one forward over the whole rollout instead of one per step, so that ρ is 1 to float32 precision in the first minibatch.
+Differs from the paper: what "The 37 Implementation Details of PPO" (Huang et al. 2022) lists, see
+docs/ppo_details.md. Differs from that list: a truncated step bootstraps from the value of its true final
+observation, and old log-probabilities and values come from one forward over the whole rollout instead of one
+per step, so that ρ is 1 to float32 precision in the first minibatch.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from flax import struct
 
 from rljax import checks
 from rljax.envs import vector
-from rljax.envs.vector import Episodes, Worlds
+from rljax.envs.vector import Worlds
 from rljax.math import divergences, losses, masked, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
@@ -59,10 +62,16 @@ class Config:
     torso: Literal["separate", "shared"] = struct.field(pytree_node=False, default="separate")
     action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")
     initial_log_std: float = 0.0  # of a Gaussian policy
-    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="linear")  # learning rate
-    clip_schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="constant")
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(
+        pytree_node=False, default="linear"
+    )  # learning rate
+    clip_schedule: Literal["constant", "linear", "cosine"] = struct.field(
+        pytree_node=False, default="constant"
+    )
     value_loss: Literal["plain", "clipped"] = struct.field(pytree_node=False, default="clipped")
-    advantage_normalization: Literal["none", "minibatch", "batch"] = struct.field(pytree_node=False, default="minibatch")
+    advantage_normalization: Literal["none", "minibatch", "batch"] = struct.field(
+        pytree_node=False, default="minibatch"
+    )
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
     reward_scaling: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
 
@@ -109,7 +118,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
     del frozen
-    checks.number(config, "learning_rate", "clip", "total_steps", "max_grad_norm", "adam_epsilon", low=0, open_low=True)
+    checks.number(
+        config, "learning_rate", "clip", "total_steps", "max_grad_norm", "adam_epsilon", low=0, open_low=True
+    )
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
@@ -121,7 +132,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.num_minibatches:
         raise ValueError(
-            f"ppo.Config.num_minibatches = {config.num_minibatches}: must divide num_envs x num_steps = {batch_size}"
+            f"ppo.Config.num_minibatches = {config.num_minibatches}: "
+            f"must divide num_envs x num_steps = {batch_size}"
         )
     head = policy_head(env.action_space, config.action_distribution)
     network = network or actor_critic(env.observation_space, head, config)
@@ -165,7 +177,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         parameters, value = forward(state.params, steps.obs)
         log_prob = distribution.log_prob(parameters, steps.action)
         last_value = forward(state.params, worlds.obs)[1]
-        discount, next_value, trace = vector.boundaries(steps, value, last_value, config.discount, config.trace_decay)
+        discount, next_value, trace = vector.boundaries(
+            steps, value, last_value, config.discount, config.trace_decay
+        )
         advantage = jax.vmap(returns.gae, 1, 1)(reward, discount, value, next_value, trace)
         target = advantage + value
         if config.advantage_normalization == "batch":
@@ -173,7 +187,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
         batch = Batch(see(steps.obs), steps.action, log_prob, value, advantage, target)
         batch = jax.tree.map(lambda x: x.reshape(batch_size, *x.shape[2:]), batch)
-        progress = state.iteration * batch_size / config.total_steps
+        progress = state.iteration * (batch_size / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         clip = config.clip * schedules.factor(config.clip_schedule, progress)
 

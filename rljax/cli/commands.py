@@ -32,14 +32,11 @@ class Train(Training):
     init_member: Annotated[Member, Optional] = None
 
     def run(self) -> None:
-        from rljax.runs.presets import config_for
-
         keywords, given = self.keywords(), self.values()
         if self.resume and self.out is None:
             raise ValueError("--resume continues the run in a folder: name it with --out")
         keywords |= {"resume": self.resume, "init": self.init, "init_member": self.init_member}
-        config = config_for(self.algorithm, self.env, given)[0] if given else None
-        result = rljax.train(self.algorithm, self.env, config, **keywords)
+        result = rljax.train(self.algorithm, self.env, given, **keywords)
         print_summary(result.summary, result.folder)
         if result.folder is not None:
             folder = shlex.quote(str(result.folder))
@@ -51,16 +48,13 @@ class Sweep(Training):
     """Train every combination of comma-separated Config values with every seed, in few compilations."""
 
     def run(self) -> None:
-        from rljax.runs.presets import config_for
-
         keywords, values = self.keywords("sweep-"), self.values()
         fixed = {name: column[0] for name, column in values.items() if len(column) == 1}
         grid = {name: column for name, column in values.items() if len(column) > 1}
         if not grid:
             example = "--config.learning-rate 1e-4,1e-3"
             raise ValueError(f"nothing to sweep: give a Config field several values, such as {example}")
-        config = config_for(self.algorithm, self.env, fixed)[0] if fixed else None
-        result = rljax.sweep(self.algorithm, self.env, grid, config, **keywords)
+        result = rljax.sweep(self.algorithm, self.env, grid, fixed, **keywords)
         ranked = rank(result.members, list(grid))
         compilations = f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
         title = f"{len(ranked)} configurations x {self.seeds} seeds, {compilations}: best first"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rljax.checks import suggest
+from rljax.checks import RunError, suggest
 from rljax.envs import probes
 from rljax.envs.wrappers import part
 from rljax.types import Array, Box, Discrete, Env, Key, PyTree, Space
@@ -39,7 +39,7 @@ def make(name: str, **arguments: Any) -> Env:
 
     Each keyword argument goes to the environment's constructor if that takes it, else to its parameters.
     Parameters may be traced: built inside a `vmap` over them, the environment is swept. Constructor arguments
-    may not. ValueError for an unknown id or argument; RuntimeError where a constructor cannot load its data.
+    may not. ValueError for an unknown id or argument; RunError where a constructor cannot load its data.
     """
     if name in probes.PROBES:
         _check(name, arguments, list(inspect.signature(probes.PROBES[name]).parameters))
@@ -87,7 +87,7 @@ def _construct(name: str, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         if name == "MNISTBandit-bsuite":
-            raise RuntimeError(
+            raise RunError(
                 f"{name} downloads MNIST in its constructor and could not ({reason}); "
                 "without a network put the four .gz files of MNIST into /tmp/mnist"
             ) from error

@@ -1,10 +1,11 @@
 """N environments in step: auto-reset, episode statistics, and the rollout that every on-policy method scans.
 
-Auto-reset is ours. Gymnax's `step` runs a whole reset in every step, of which nearly all are thrown away; here a rollout draws a
-pool of fresh starts at once and hands each out once, to whichever environment ends an episode. A pool that runs out is drawn anew,
-inside a `while_loop` that runs at most once: under `vmap` it costs nothing while no member needs it, where a `cond` would become
-a `select` that always pays. Which starts are handed out depends on nothing about their values, so they are as independent as `reset`'s
-own (`tests/envs/test_vector.py` has the Kolmogorov-Smirnov test, `benchmarks/README.md` the costs).
+Auto-reset is ours. Gymnax's `step` runs a whole reset in every step, of which nearly all are thrown away;
+here a rollout draws a pool of fresh starts at once and hands each out once, to whichever environment ends an
+episode. A pool that runs out is drawn anew, inside a `while_loop` that runs at most once: under `vmap` it
+costs nothing while no member needs it, where a `cond` would become a `select` that always pays. Which starts
+are handed out depends on nothing about their values, so they are as independent as `reset`'s own
+(`tests/envs/test_vector.py` has the Kolmogorov-Smirnov test, `benchmarks/README.md` the costs).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Rollout(NamedTuple):
     reward: Array  # (T, N)
     terminated: Array  # (T, N) bool: nothing follows
     truncated: Array  # (T, N) bool: cut off, something would follow
-    final_value: Array  # (T, N) value of the true final observation, where truncated and not terminated; else 0
+    final_value: (
+        Array  # (T, N) value of the true final observation, where truncated and not terminated; else 0
+    )
 
 
 class Episodes(NamedTuple):
@@ -80,7 +83,8 @@ def rollout(
     Args:
         env: the environment, of which N instances run.
         policy: (key, observations (N, ...)) -> (raw actions, actions that the environment takes).
-        bootstrap: observations (N, ...) -> values (N,), evaluated only in a step in which some episode is truncated.
+        bootstrap: observations (N, ...) -> values (N,), evaluated only in a step in which some episode is
+            truncated.
         key: consumed.
         worlds: the N environments.
         num_steps: T.
@@ -130,11 +134,14 @@ def rollout(
     return worlds, steps, episodes
 
 
-def boundaries(steps: Rollout, value: Array, last_value: Array, discount: Array, trace_decay: Array) -> tuple[Array, ...]:
+def boundaries(
+    steps: Rollout, value: Array, last_value: Array, discount: Array | float, trace_decay: Array | float
+) -> tuple[Array, Array, Array]:
     """What the mathematics of returns needs of T steps: (discount, next_value, trace), each (T, N).
 
-    `terminated` stops bootstrapping (discount 0); `terminated | truncated` cuts the trace; a truncated step is followed by
-    the value of its true final observation. `value` is (T, N), `last_value` (N,) that of the observation after the last step.
+    `terminated` stops bootstrapping (discount 0); `terminated | truncated` cuts the trace; a truncated step
+    is followed by the value of its true final observation. `value` is (T, N), `last_value` (N,) that of the
+    observation after the last step.
     """
     done = steps.terminated | steps.truncated
     following = jnp.concatenate([value[1:], last_value[None]])

@@ -1,8 +1,9 @@
 """Observation normalisation and reward scaling as values in a State, chosen by a static Config field.
 
-A normaliser is frozen during a rollout and updated once after it, so that acting, learning and evaluation see the same numbers.
-Reward scaling divides by the standard deviation of the running discounted return, one per environment with one shared variance, and
-never touches the returns that are reported (Engstrom et al. 2020, arXiv:2005.12729; the 37 details, 7 and 8).
+A normaliser is frozen during a rollout and updated once after it, so that acting, learning and evaluation see
+the same numbers. Reward scaling divides by the standard deviation of the running discounted return, one per
+environment with one shared variance, and never touches the returns that are reported (Engstrom et al. 2020,
+arXiv:2005.12729; the 37 details, 7 and 8).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ScalerState(NamedTuple):
 def _scale(state: ScalerState, reward: Array, done: Array, discount: ArrayLike) -> tuple[Array, ScalerState]:
     def step(running: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
         reward, done = inputs
-        running = discount * running + reward
+        running = jnp.asarray(discount * running + reward)
         return jnp.where(done, 0.0, running), running
 
     running, seen = jax.lax.scan(step, state.running_return, (reward, done))

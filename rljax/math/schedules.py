@@ -1,4 +1,6 @@
-"""Schedules as factors in [0, 1] of a run's progress, to be multiplied by a hyper-parameter that a sweep can vary."""
+"""Schedules as factors in [0, 1] of a run's progress, to be multiplied by a hyper-parameter that a sweep can
+vary.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Random permutations for cutting a rollout into minibatches, without a sort where one would cost.
 
-A PPO update of 8,192 steps and 4 epochs spends a quarter of its time in `jax.random.permutation` (two sorts of two operands, 2.8 ms
-each on one core); the keyed bijection below gives the same 8,192 indices in 0.03 ms, and vectorises over seeds on an accelerator.
+A PPO update of 8,192 steps and 4 epochs spends a quarter of its time in `jax.random.permutation` (two sorts
+of two operands, 2.8 ms each on one core); the keyed bijection below gives the same 8,192 indices in 0.03 ms,
+and vectorises over seeds on an accelerator.
 """
 
 import jax
@@ -15,11 +16,12 @@ ROUNDS = 8
 def permutation(key: Key[Array, ""], n: int) -> Int32[Array, "n"]:
     """A random permutation of 0 .. n − 1.
 
-    Up to n = 1,024: one sort of words of random high bits and the index in the low bits; every order is equally likely up to
-    ties of 22 random bits or more, which a random mask decides. Above: a Feistel network of 8 keyed rounds on the indices, walking
-    on through values of n and more (shuffling by bijective hashing, Mitchell et al. 2021, arXiv:2106.06161); its 2²⁵⁶ keys do
-    not reach every order (where n is a power of two, only even ones), but positions, neighbours, gaps, cells and fixed points are
-    distributed as a uniform permutation's (tests/math/test_shuffle.py). Raises ValueError where the static n is negative.
+    Up to n = 1,024: one sort of words of random high bits and the index in the low bits; every order is
+    equally likely up to ties of 22 random bits or more, which a random mask decides. Above: a Feistel network
+    of 8 keyed rounds on the indices, walking on through values of n and more (shuffling by bijective hashing,
+    Mitchell et al. 2021, arXiv:2106.06161); its 2²⁵⁶ keys do not reach every order (where n is a power of
+    two, only even ones), but positions, neighbours, gaps, cells and fixed points are distributed as a uniform
+    permutation's (tests/math/test_shuffle.py). Raises ValueError where the static n is negative.
     """
     if n < 0:
         raise ValueError(f"n = {n}: must be at least 0")
@@ -53,7 +55,9 @@ def _bijection(round_keys: UInt32[Array, "R"], n: int) -> Int32[Array, "n"]:
 
 
 def _hash(x: UInt32[Array, "n"]) -> UInt32[Array, "n"]:
-    """Every input bit changes every output bit with probability about ½ (a finaliser of xor-shifts and multiplications)."""
+    """Every input bit changes every output bit with probability about ½ (a finaliser of xor-shifts and
+    multiplications).
+    """
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)

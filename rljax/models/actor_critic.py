@@ -48,17 +48,20 @@ _ARCHITECTURES: dict[str, tuple[type[nn.Module], Callable[[Space, PyTree], Array
 
 
 def actor_critic(observation_space: Space, head: Head, config: Any) -> Network:
-    """A network whose `apply(params, observation)` gives (policy parameters, value) for any leading batch shape.
+    """A network whose `apply(params, observation)` gives (policy parameters, value) for any leading batch
+    shape.
 
-    Policy parameters are logits (..., A), or for a continuous head (mean (..., A), log_std (..., A)) with a state-independent
-    log_std; the value is (...). Orthogonal initialisation with gain √2 in the hidden layers, 0.01 before the policy, 1 before the value.
+    Policy parameters are logits (..., A), or for a continuous head (mean (..., A), log_std (..., A)) with a
+    state-independent log_std; the value is (...). Orthogonal initialisation with gain √2 in the hidden
+    layers, 0.01 before the policy, 1 before the value.
 
     Args:
         observation_space: any space for the architecture "mlp", an image (H, W, C) for "cnn".
         head: the policy over the action space.
         config: has the fields architecture, hidden_sizes, activation, torso and initial_log_std.
 
-    Raises: ValueError naming the field that is wrong, or where the architecture does not fit the observation space.
+    Raises: ValueError naming the field that is wrong, or where the architecture does not fit the observation
+    space.
     """
     checks.sizes(config, "hidden_sizes")
     checks.choice(config, "architecture", _ARCHITECTURES)
@@ -88,7 +91,9 @@ def actor_critic(observation_space: Space, head: Head, config: Any) -> Network:
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A user's own Flax Linen module as a Network: its `__call__(observation)` must give what the algorithm asks for."""
+    """A user's own Flax Linen module as a Network: its `__call__(observation)` must give what the algorithm
+    asks for.
+    """
     return Network(
         lambda key, observation: module.init(key, observation)["params"],
         lambda params, observation: module.apply({"params": params}, observation),
@@ -98,7 +103,8 @@ def from_linen(module: nn.Module) -> Network:
 def from_nnx(make: Callable[[Any], Any]) -> Network:
     """A user's own Flax NNX module as a Network; `make(rngs)` builds it.
 
-    Its state must be parameters only (no dropout or batch statistics), because a Network is a pure function of params.
+    Its state must be parameters only (no dropout or batch statistics), because a Network is a pure function
+    of params.
     """
     from flax import nnx
 
@@ -113,4 +119,3 @@ def from_nnx(make: Callable[[Any], Any]) -> Network:
         return module(*inputs)
 
     return Network(init, apply)
-

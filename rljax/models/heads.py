@@ -1,6 +1,8 @@
-"""From an action space to a policy: how many numbers a network must give, their distribution, and the env's action.
+"""From an action space to a policy: how many numbers a network must give, their distribution, and the
+env's action.
 
-An algorithm stores the *raw* action, which its log-probabilities are about; the environment gets `to_env(raw)`.
+An algorithm stores the *raw* action, which its log-probabilities are about; the environment gets
+`to_env(raw)`.
 """
 
 from __future__ import annotations
@@ -10,10 +12,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from rljax.checks import suggest
 from rljax.math import distributions
 from rljax.math.distributions import Distribution
 from rljax.types import Array, Box, Discrete, Key, MultiDiscrete, Policy, PyTree, Space
+
+KINDS = ("gaussian", "tanh")
 
 
 class Head(NamedTuple):
@@ -25,12 +31,15 @@ class Head(NamedTuple):
     to_env: Callable[[Array], Array]  # (..., raw action) -> the action that the environment takes
 
     def policy(self, parameters: Callable[[PyTree], Any]) -> Policy:
-        """What evaluation runs, from a feed-forward function of observations (B, ...) to the distribution's parameters."""
+        """What evaluation runs, from a feed-forward function of observations (B, ...) to the distribution's
+        parameters.
+        """
 
         def act(key: Key, obs: PyTree, carry: tuple, greedy: bool | Array) -> tuple[PyTree, tuple]:
             chosen = parameters(obs)
             mode, drawn = self.distribution.mode(chosen), self.distribution.sample(key, chosen)
-            return self.to_env(jnp.where(greedy, mode, drawn)), carry
+            rows = jnp.reshape(greedy, jnp.shape(greedy) + (1,) * (mode.ndim - jnp.ndim(greedy)))
+            return self.to_env(jnp.where(rows, mode, drawn)), carry
 
         return Policy(tuple, act)
 
@@ -38,23 +47,43 @@ class Head(NamedTuple):
 def policy_head(space: Space, kind: str = "gaussian") -> Head:
     """The policy over `space`: categorical, multi-categorical, or for a Box one of two Gaussians.
 
-    `kind` = "gaussian": the raw action ±1 stands for the bounds, beyond which the environment's action is clipped (the log-probability
-    is of the unclipped one); "tanh": squashed into the bounds. Unbounded components are passed on as they are.
+    `kind` = "gaussian": the raw action ±1 stands for the bounds, beyond which the environment's action is
+    clipped (the log-probability is of the unclipped one); "tanh": squashed into the bounds. Unbounded
+    components are passed on as they are.
 
     Raises: ValueError for a space that no policy fits.
     """
+    if kind not in KINDS:
+        raise ValueError(
+            f"action_distribution = {kind!r}: must be one of {', '.join(KINDS)}{suggest(kind, KINDS)}"
+        )
     if isinstance(space, Discrete):
         return Head(space.n, False, distributions.categorical, lambda raw: raw.astype(space.dtype))
     if isinstance(space, MultiDiscrete):
-        return Head(sum(space.sizes), False, distributions.multi_categorical(space.sizes), lambda raw: raw.astype(space.dtype))
+        return Head(
+            sum(space.sizes),
+            False,
+            distributions.multi_categorical(space.sizes),
+            lambda raw: raw.astype(space.dtype),
+        )
     if not isinstance(space, Box):
-        raise ValueError(f"action space {space}: a policy takes Discrete, MultiDiscrete or Box; wrap the environment")
-    low, high = (np.broadcast_to(np.asarray(bound, np.float32), space.shape).reshape(-1) for bound in (space.low, space.high))
-    finite = np.isfinite(low) & np.isfinite(high)
-    if kind == "tanh" and not finite.all():
-        raise ValueError(f"action space {space}: action_distribution = 'tanh' needs finite bounds; use 'gaussian'")
-    scale = np.where(finite, (np.where(finite, high, 0) - np.where(finite, low, 0)) / 2, 1).astype(np.float32)
-    centre = np.where(finite, (np.where(finite, high, 0) + np.where(finite, low, 0)) / 2, 0).astype(np.float32)
+        raise ValueError(
+            f"action space {space}: a policy takes Discrete, MultiDiscrete or Box; wrap the environment"
+        )
+    traced = any(isinstance(bound, Tracer) for bound in (space.low, space.high))
+    xp = jnp if traced else np
+    low, high = (
+        xp.broadcast_to(xp.asarray(x, xp.float32), space.shape).reshape(-1) for x in (space.low, space.high)
+    )
+    finite = xp.isfinite(low) & xp.isfinite(high)
+    if kind == "tanh" and not traced and not finite.all():
+        raise ValueError(
+            f"action_distribution = 'tanh': needs finite action bounds, this space is {space}; use 'gaussian'"
+        )
+    scale = xp.where(finite, (xp.where(finite, high, 0) - xp.where(finite, low, 0)) / 2, 1).astype(xp.float32)
+    centre = xp.where(finite, (xp.where(finite, high, 0) + xp.where(finite, low, 0)) / 2, 0).astype(
+        xp.float32
+    )
     squash = jnp.tanh if kind == "tanh" else lambda raw: raw
 
     def to_env(raw: Array) -> Array:

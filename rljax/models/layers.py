@@ -1,8 +1,8 @@
 """The layers of small control networks, in the layout that is fastest where most of them are trained.
 
-`Dense` computes with features as rows, (D, B), and kernels of shape (out, in): XLA's CPU backend contracts weight gradients over
-a minor batch axis faster than over a major one, 23.0 against 28.8 ms for the sixteen minibatches of 2,048 steps of a PPO update on one
-core. GPU libraries take either.
+`Dense` computes with features as rows, (D, B), and kernels of shape (out, in): XLA's CPU backend contracts
+weight gradients over a minor batch axis faster than over a major one, 23.0 against 28.8 ms for the sixteen
+minibatches of 2,048 steps of a PPO update on one core. GPU libraries take either.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def _orthonormal(normal: Array) -> Array:
     """Q of a QR decomposition with the signs that make it uniform (Haar), for a tall matrix.
 
-    Never a batched QR: several LAPACK calls of one program, each holding a thread of XLA's CPU pool while it waits for
-    the pool, can wait for each other for ever. Under `vmap` over seeds this runs one after the other instead.
+    Never a batched QR: several LAPACK calls of one program, each holding a thread of XLA's CPU pool while it
+    waits for the pool, can wait for each other for ever. Under `vmap` over seeds this runs one after the
+    other instead.
     """
     q, r = jnp.linalg.qr(normal)
     return q * jnp.sign(jnp.diagonal(r))[None, :]
 
 
 def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
-    """Orthogonal initialisation (Saxe et al. 2014) of a kernel: all axes but the last are the rows of a matrix."""
+    """Orthogonal initialisation (Saxe et al. 2014) of a kernel: all axes but the last are the rows of a
+    matrix.
+    """
 
     def init(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         rows, columns = math.prod(shape[:-1]), shape[-1]
@@ -79,7 +82,9 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-    """MinAtar's network (Young & Tian 2019): one 3 × 3 convolution, then dense layers. (B, H, W, C) -> (D, B)."""
+    """MinAtar's network (Young & Tian 2019): one 3 × 3 convolution, then dense layers. (B, H, W, C) -> (D,
+    B).
+    """
 
     hidden_sizes: tuple[int, ...] = (128,)
     activation: str = "relu"

@@ -16,12 +16,16 @@ from rljax.types import Array, Box, Discrete, MultiDiscrete, PyTree, Space
 def normalizer(space: Space, config: Any) -> Normalizer:
     """What config.observation_normalization names, for observations of `space`.
 
-    Raises: ValueError for an unknown name, and for "running" where a part of the observation is a category, not a number.
+    Raises: ValueError for an unknown name, and for "running" where a part of the observation is a category,
+    not a number.
     """
     checks.choice(config, "observation_normalization", NORMALIZERS)
-    if config.observation_normalization != "none" and not all(isinstance(leaf, Box) for leaf in leaves(space)):
+    if config.observation_normalization != "none" and not all(
+        isinstance(leaf, Box) for leaf in leaves(space)
+    ):
         raise ValueError(
-            f"observation_normalization = {config.observation_normalization!r}: {space} has categories, which have no mean; "
+            f"observation_normalization = {config.observation_normalization!r}: {space} has categories, "
+            "which have no mean; "
             "use 'none', or one_hot them with rljax.envs.wrappers.flatten_observation"
         )
     return NORMALIZERS[config.observation_normalization]
@@ -64,6 +68,7 @@ def vectorise(space: Space, observation: PyTree) -> Array:
 
 def image(space: Space, observation: PyTree) -> Array:
     """(B, H, W, C) float32 of a Box with three axes."""
+    assert isinstance(space, Box)
     return observation.reshape(-1, *space.shape).astype(jnp.float32)
 
 
@@ -71,7 +76,8 @@ def check_image(space: Space) -> None:
     """Raises: ValueError unless `space` is an image that a 3 × 3 convolution fits."""
     if not isinstance(space, Box) or len(space.shape) != 3 or min(space.shape[:2]) < 3:
         raise ValueError(
-            f"architecture = 'cnn': needs an observation (height, width, channels) of at least 3 x 3, this one is {space}; use 'mlp'"
+            "architecture = 'cnn': needs an observation (height, width, channels) of at least 3 x 3, "
+            f"this one is {space}; use 'mlp'"
         )
 
 

@@ -1,7 +1,8 @@
 """Checkpoints: Orbax writes the arrays, a manifest of sha256 sums written last makes them count.
 
-RUN/checkpoints/<iteration>/ holds `state/` (one array per leaf of the State, members first) and `manifest.json`. A folder without a
-manifest, or whose files differ from it, was cut off while it was written and is passed over.
+RUN/checkpoints/<iteration>/ holds `state/` (one array per leaf of the State, members first) and
+`manifest.json`. A folder without a manifest, or whose files differ from it, was cut off while it was written
+and is passed over.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def sha256_of(state: PyTree) -> str:
 def save(folder: Path, iteration: int, state: PyTree, metadata: dict[str, Any], keep: int) -> Path:
     """Write one checkpoint under `folder`, atomically, then delete all but the `keep` newest and the best.
 
-    The best has the highest metadata["score"]. Raises: RunError where it cannot be written; what was saved before stays.
+    The best has the highest metadata["score"]. Raises: RunError where it cannot be written; what was saved
+    before stays.
     """
     import orbax.checkpoint as ocp
 
@@ -116,7 +118,9 @@ def restore(path: Path) -> Restored:
     manifest = json.loads((path / MANIFEST).read_text())
     with ocp.PyTreeCheckpointer() as checkpointer:
         arrays = checkpointer.restore(path.absolute() / "state")
-    return Restored(manifest["iteration"], {k: np.asarray(v) for k, v in arrays.items()}, manifest["metadata"], path)
+    return Restored(
+        manifest["iteration"], {k: np.asarray(v) for k, v in arrays.items()}, manifest["metadata"], path
+    )
 
 
 def rebuild(template: PyTree, arrays: dict[str, np.ndarray], where: Any) -> PyTree:
@@ -128,11 +132,15 @@ def rebuild(template: PyTree, arrays: dict[str, np.ndarray], where: Any) -> PyTr
     wanted = {_name(path): leaf for path, leaf in paths}
     for name in sorted(set(wanted) ^ set(arrays)):
         what = "lacks" if name in wanted else "has an array that this Config has no place for:"
-        raise ValueError(f"checkpoint {where} {what} {name}; it was written by another algorithm, Config or version")
+        raise ValueError(
+            f"checkpoint {where} {what} {name}; it was written by another algorithm, Config or version"
+        )
     for name, leaf in wanted.items():
         if arrays[name].shape != leaf.shape or arrays[name].dtype != leaf.dtype:
             found, right = (f"{x.dtype}{list(x.shape)}" for x in (arrays[name], leaf))
-            raise ValueError(f"checkpoint {where}: {name} is {found}, this Config and environment need {right}")
+            raise ValueError(
+                f"checkpoint {where}: {name} is {found}, this Config and environment need {right}"
+            )
     return jax.tree.unflatten(structure, [arrays[name] for name in wanted])
 
 
@@ -171,9 +179,15 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _name(path: tuple) -> str:
-    return ".".join(str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", part)))) for part in path)
+    return ".".join(
+        str(getattr(part, "name", getattr(part, "key", getattr(part, "idx", part)))) for part in path
+    )
 
 
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return "no space left on the disk" if "No space left" in text or getattr(error, "errno", 0) == 28 else text[:200]
+    return (
+        "no space left on the disk"
+        if "No space left" in text or getattr(error, "errno", 0) == 28
+        else text[:200]
+    )

@@ -1,15 +1,16 @@
 """One compiled program for any number of members: seeds, and configurations that differ in numbers.
 
-A member is one training run. What differs between members (keys, states, swept Config leaves) has a leading axis S; the rest
-(frozen arrays, the base Config, how many iterations, the retry count) is shared. `make` is called inside the trace, so that Config
-leaves are arguments of the program. Members are mapped on each device (`vmap` or `lax.map`) and sharded over devices.
+A member is one training run. What differs between members (keys, states, swept Config leaves) has a leading
+axis S; the rest (frozen arrays, the base Config, how many iterations, the retry count) is shared. `make` is
+called inside the trace, so that Config leaves are arguments of the program. Members are mapped on each device
+(`vmap` or `lax.map`) and sharded over devices.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,11 +25,16 @@ EVALUATION = 2**31 - 1  # folded into the run key where training folds an iterat
 
 
 class Program(NamedTuple):
-    """Compiled functions over S members (padded to a multiple of the devices) and what compiling them took."""
+    """Compiled functions over S members (padded to a multiple of the devices) and what compiling them took.
+    """
 
     init: Callable[[], PyTree]  # () -> states (S, ...)
-    advance: Callable[..., tuple[PyTree, PyTree, Array]]  # (states, n, retry) -> (states, summed metrics, first bad iteration)
-    evaluate: Callable[..., tuple[Array, Array, Array]]  # (states, salt, episodes, greedy) -> returns, lengths, complete (S, E)
+    advance: Callable[
+        ..., tuple[PyTree, PyTree, Array]
+    ]  # (states, n, retry) -> (states, summed metrics, first bad iteration)
+    evaluate: Callable[
+        ..., tuple[Array, Array, Array]
+    ]  # (states, salt, episodes, greedy) -> returns, lengths, complete (S, E)
     place: Callable[[PyTree], PyTree]  # states (S, ...) of the host -> on the devices
     fetch: Callable[[PyTree], PyTree]  # anything (S, ...) -> numpy without the padding
     unhost: Callable[[PyTree], PyTree]  # what `fetch` made of states -> states, with typed keys again
@@ -64,8 +70,8 @@ def episodes(
 ) -> tuple[Array, Array, Array]:
     """The first episode of each of E parallel environments, whole: no bias towards short ones.
 
-    Returns: undiscounted returns (E,), lengths (E,) and whether each episode ended within the time limit (E,) bool; an
-    environment without one gets 100,000 steps.
+    Returns: undiscounted returns (E,), lengths (E,) and whether each episode ended within the time limit (E,)
+    bool; an environment without one gets 100,000 steps.
     """
     limit = env.max_steps or 100_000
     reset_key, run_key = jax.random.split(key)
@@ -93,13 +99,14 @@ def build(
     make: Callable[..., Algorithm],
     world: Env,
     config: Any,
-    swept: dict[str, np.ndarray],
+    swept: Mapping[str, Sequence[float] | np.ndarray],
     seeds: list[int],
     network: Any = None,
     frozen: Any = None,
     cache: dict[Any, Any] | None = None,
 ) -> Program:
-    """The program of S = len(seeds) members on this machine's devices; member i has seed seeds[i] and swept[field][i].
+    """The program of S = len(seeds) members on this machine's devices; member i has seed seeds[i] and
+    swept[field][i].
 
     `cache` keeps compiled programs for a later call that differs in seeds and swept values only.
 
@@ -144,7 +151,9 @@ def build(
 
         return jax.lax.fori_loop(0, shared[2], body, (state, zeros, jnp.int32(-1)))
 
-    def evaluate(count: int, shared: tuple, varied: dict, key: Key, state: PyTree) -> tuple[Array, Array, Array]:
+    def evaluate(
+        count: int, shared: tuple, varied: dict, key: Key, state: PyTree
+    ) -> tuple[Array, Array, Array]:
         policy = algorithm(shared, varied).policy(state)
         key = jax.random.fold_in(jax.random.fold_in(key, EVALUATION), shared[2])
         return episodes(world, policy, key, count, shared[3])
@@ -152,10 +161,14 @@ def build(
     spent = [0.0]
     cache = {} if cache is None else cache
 
-    def compiled(name: Any, function: Callable[..., Any], arguments: tuple, donate: tuple[int, ...] = ()) -> Any:
+    def compiled(
+        name: Any, function: Callable[..., Any], arguments: tuple, donate: tuple[int, ...] = ()
+    ) -> Any:
         if (name, padded) not in cache:
             begun = time.perf_counter()
-            whole = jax.jit(_over_members(function, kind, grid), donate_argnums=donate, out_shardings=per_member)
+            whole = jax.jit(
+                _over_members(function, kind, grid), donate_argnums=donate, out_shardings=per_member
+            )
             cache[name, padded] = whole.lower(*arguments).compile()
             spent[0] += time.perf_counter() - begun
         return cache[name, padded]
@@ -180,7 +193,9 @@ def build(
 
     def memory() -> int:
         shared = (base, frozen, *share((np.int32(0), np.int32(0))))
-        analysis = compiled("advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)).memory_analysis()
+        analysis = compiled(
+            "advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)
+        ).memory_analysis()
         return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
 
     return Program(
@@ -192,7 +207,7 @@ def build(
         unhost=lambda tree: jax.tree.map(unhosted, tree, shapes()),
         compile_seconds=lambda: spent[0],
         memory_bytes=memory,
-        mapping=f"{members} member{'s' * (members > 1)}, {kind} on {len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}",
+        mapping=f"{members} x seed, {kind} on {len(devices)} x {devices[0].platform}",
     )
 
 
@@ -205,7 +220,8 @@ def hosted(tree: PyTree) -> PyTree:
 def unhosted(array: np.ndarray, like: Any) -> Any:
     """The inverse of `hosted` for one leaf: a typed key again where `like` is one."""
     is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if is_key else jnp.asarray(array)
+    words = jnp.asarray(array)
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(like)) if is_key else words
 
 
 def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callable[..., Any]:
@@ -222,7 +238,9 @@ def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callabl
 
     def on_all(shared: PyTree, *members: PyTree) -> PyTree:
         specs = (PartitionSpec(), *(spec for _ in members))
-        return jax.shard_map(on_a_device, mesh=grid, in_specs=specs, out_specs=spec, check_vma=False)(shared, *members)
+        return jax.shard_map(on_a_device, mesh=grid, in_specs=specs, out_specs=spec, check_vma=False)(
+            shared, *members
+        )
 
     return on_all
 

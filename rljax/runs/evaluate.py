@@ -24,7 +24,8 @@ def evaluate(
     env: Env | None = None,
     network: Network | None = None,
 ) -> dict[str, Any]:
-    """Run the policies of a run for `episodes` complete episodes each, in parallel: no bias towards short ones.
+    """Run the policies of a run for `episodes` complete episodes each, in parallel: no bias towards short
+    ones.
 
     Args:
         run: a folder that `train` wrote.
@@ -48,14 +49,17 @@ def evaluate(
     restored = load.saved(run, checkpoint_iteration)
     chosen = list(range(number)) if member is None else [member]
     varied = {name: np.asarray(column)[chosen] for name, column in swept.items()}
-    program = engine.build(found.module.make, found.env, found.config, varied, [told["seeds"][i] for i in chosen], network)
+    program = engine.build(
+        found.module.make, found.env, found.config, varied, [told["seeds"][i] for i in chosen], network
+    )
     template = program.fetch(program.init())
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
     states = program.place(program.unhost(checkpoint.rebuild(template, arrays, restored.path)))
     returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
     if not complete.all():
         raise checks.RunError(
-            f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end within 100,000 steps; "
+            f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end "
+            "within 100,000 steps; "
             "give the environment a time limit (rljax.envs.time_limit)"
         )
     summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), episodes)

@@ -1,4 +1,6 @@
-"""What a run folder says of itself: config.json, summary.json, failure.json. The README documents every field."""
+"""What a run folder says of itself: config.json, summary.json, failure.json. The README documents every
+field.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def describe(setup: Any, swept: dict[str, Any], seeds: list[int], iterations: in
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first thing that keeps a run described by `new` from continuing the one described by `old`, or None."""
+    """The first thing that keeps a run described by `new` from continuing the one described by `old`, or
+    None.
+    """
     for name in ("algorithm", "env", "env_arguments", "seeds"):
         if old.get(name) != new[name]:
             return f"{name} is {old.get(name)} there and {new[name]} here"
@@ -72,7 +76,9 @@ def read(run: Path | str) -> dict[str, Any]:
     if (Path(run) / "sweep.json").is_file():
         raise ValueError(f"{run} is a sweep: name one of its runs, such as {Path(run) / 'part-000'}")
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is not a run folder: it has no {CONFIG}; name a folder that `rljax train --out` wrote")
+        raise FileNotFoundError(
+            f"{run} is not a run folder: it has no {CONFIG}; name a folder that `rljax train --out` wrote"
+        )
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -93,7 +99,11 @@ def device() -> str:
     """The hardware that JAX computes on, by name."""
     first = jax.local_devices()[0]
     name = _processor() if first.platform == "cpu" else first.device_kind
-    return f"{name} x {jax.local_device_count()}" if first.platform != "cpu" else f"{name}, {jax.local_device_count()} cores"
+    return (
+        f"{name} x {jax.local_device_count()}"
+        if first.platform != "cpu"
+        else f"{name}, {jax.local_device_count()} cores"
+    )
 
 
 def revision() -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -39,25 +40,34 @@ class Loaded(NamedTuple):
     seed: int
 
 
-def setup(algorithm: str, env: str | Env, config: Any, steps: float | None, env_arguments: dict[str, Any]) -> Setup:
-    """Resolve names; a Config of None is the preset for the pair where there is one, else the defaults.
+def setup(
+    algorithm: str, env: str | Env, config: Any, steps: float | None, env_arguments: dict[str, Any]
+) -> Setup:
+    """Resolve names; None, or a dict of fields, stands on the preset for the pair where there is one, else
+    on the defaults.
 
     Raises: ValueError with the nearest name, or naming the field that is wrong.
     """
     module = algorithms.get(algorithm)
     if isinstance(env, Env) and env_arguments:
-        raise ValueError("env_arguments go with the name of an environment, not with an Env that is already made")
+        raise ValueError(
+            "env_arguments go with the name of an environment, not with an Env that is already made"
+        )
     world = env if isinstance(env, Env) else envs.make(env, **env_arguments)
+    name = world.name if isinstance(env, Env) else env
     preset = False
-    if config is None:
-        config, preset = presets.config_for(algorithm, world.name if isinstance(env, Env) else env, {})
+    if config is None or isinstance(config, Mapping):
+        config, preset = presets.config_for(algorithm, name, config or {})
     if not isinstance(config, module.Config):
-        raise ValueError(f"config is a {type(config).__module__}.{type(config).__name__}: {algorithm} takes a {module.__name__}.Config")
+        raise ValueError(
+            f"config is a {type(config).__module__}.{type(config).__name__}: "
+            f"{algorithm} takes a {module.__name__}.Config, or a dict of its fields"
+        )
     if steps is not None:
         config = config.replace(total_steps=float(steps))
     if not float(config.total_steps) > 0:
         raise ValueError(f"{algorithm}.Config.total_steps = {config.total_steps:g}: must be above 0")
-    return Setup(algorithm, module, world.name if isinstance(env, Env) else env, world, env_arguments, config, preset)
+    return Setup(algorithm, module, name, world, env_arguments, config, preset)
 
 
 def check_seed(seed: int, seeds: int) -> int:
@@ -83,7 +93,9 @@ def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
         return checkpoint.restore(path)
     newest = checkpoint.latest(where)
     if newest is None:
-        raise FileNotFoundError(f"{run} has no complete checkpoint: train it first, or to its end with --resume")
+        raise FileNotFoundError(
+            f"{run} has no complete checkpoint: train it first, or to its end with --resume"
+        )
     return checkpoint.restore(newest)
 
 
@@ -93,7 +105,9 @@ def description(run: Path | str, env: Env | None = None) -> tuple[dict[str, Any]
     module = algorithms.get(told["algorithm"])
     known = {field.name for field in fields(module.Config)}
     if unknown := sorted(set(told["config"]) - known):
-        raise ValueError(f"{run}: {told['algorithm']}.Config has no field {unknown[0]}; it was written by another version")
+        raise ValueError(
+            f"{run}: {told['algorithm']}.Config has no field {unknown[0]}; it was written by another version"
+        )
     swept = {name: told["config"][name] for name in told["swept"]}
     values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
     if env is None:
@@ -125,14 +139,17 @@ def load(
     algorithm = found.module.make(found.env, engine.strong(config), network)
     restored = saved(run, checkpoint_iteration)
     shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
-    template = jax.tree.map(lambda x: np.empty((number, *x.shape), x.dtype), jax.eval_shape(engine.hosted, shapes))
+    template = jax.tree.map(
+        lambda x: np.empty((number, *x.shape), x.dtype), jax.eval_shape(engine.hosted, shapes)
+    )
     states = checkpoint.rebuild(template, restored.leaves, restored.path)
     state = jax.tree.map(lambda array, like: engine.unhosted(array[member], like), states, shapes)
     return Loaded(algorithm, found.env, state, found.module, config, told["seeds"][member])
 
 
 def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
-    """Fresh hosted states (S, ...) with the parameters and observation statistics of another run's checkpoint.
+    """Fresh hosted states (S, ...) with the parameters and observation statistics of another run's
+    checkpoint.
 
     Raises: ValueError where shapes differ or the runs' members do not match.
     """
@@ -144,7 +161,9 @@ def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
     if member is not None and not 0 <= member < there:
         raise ValueError(f"--init-member {member}: {run} has members 0 to {there - 1}")
     if member is None and there not in (1, number):
-        raise ValueError(f"--init {run} has {there} members and this run {number}: pick one with --init-member")
+        raise ValueError(
+            f"--init {run} has {there} members and this run {number}: pick one with --init-member"
+        )
     for name, fresh in here.items():
         if name.split(".")[0] not in ("params", "normalizer"):
             continue
@@ -166,5 +185,3 @@ def retries(run: Path) -> int:
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
-
-

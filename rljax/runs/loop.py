@@ -1,7 +1,8 @@
 """The host loop: compiled chunks of iterations, and between them whatever needs a host.
 
-Chunk lengths follow the clock, so that progress is shown and Ctrl-C answered within about a second; they change nothing in the
-result, because the number of iterations is an argument of one program and iteration i has the same key in any chunk.
+Chunk lengths follow the clock, so that progress is shown and Ctrl-C answered within about a second; they
+change nothing in the result, because the number of iterations is an argument of one program and iteration i
+has the same key in any chunk.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class NotFinite(Exception):
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets instead of raising; the second one raises KeyboardInterrupt at once."""
+    """An event that the first Ctrl-C sets instead of raising; the second one raises KeyboardInterrupt at
+    once.
+    """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -70,9 +73,11 @@ def advance(
     stop_on_nan: bool = True,
     tick: Callable[[int, float, dict[str, np.ndarray]], None] = lambda iteration, seconds, metrics: None,
 ) -> Iterator[tuple[PyTree, Row]]:
-    """Iterate from `start` to `total`, yielding states and a Row at each multiple of each number in `every`, at the end, and at a stop.
+    """Iterate from `start` to `total`, yielding states and a Row at each multiple of each number in
+    `every`, at the end, and at a stop.
 
-    `tick` is called after each chunk with the metrics of the row so far. The states that are yielded are consumed by the next chunk.
+    `tick` is called after each chunk with the metrics of the row so far. The states that are yielded are
+    consumed by the next chunk.
 
     Raises: NotFinite, unless `stop_on_nan` is off.
     """
@@ -91,7 +96,9 @@ def advance(
         if stop_on_nan and (bad >= 0).any():
             broken = [name for name, (total_, _) in added.items() if not np.isfinite(total_).all()]
             raise NotFinite(int(bad[bad >= 0].min()), broken, np.flatnonzero(bad >= 0).tolist())
-        sums = {name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c) for name, (t, c) in added.items()}
+        sums = {
+            name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c) for name, (t, c) in added.items()
+        }
         means = {name: np.where(c > 0, t / np.maximum(c, 1), np.nan) for name, (t, c) in sums.items()}
         tick(iteration, seconds, means)
         stopped = stop is not None and stop.is_set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any, Literal
@@ -12,15 +13,27 @@ Mapping = Literal["vmap", "map"]
 def use_every_core() -> None:
     """Let JAX's CPU backend show one device per core, so that members of a run can be sharded over cores.
 
-    Only before JAX has started, and only if nothing was asked for already: RLJAX_HOST_DEVICES=1 opts out, another number sets
-    that many, and XLA_FLAGS' or JAX's own setting wins. A single seed runs on one device and keeps every core for its matmuls.
+    Only before JAX has started, and only if nothing was asked for already: RLJAX_HOST_DEVICES=1 opts out,
+    another number sets that many, and XLA_FLAGS' or JAX's own setting wins. A single seed runs on one device
+    and keeps every core for its matmuls.
     """
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
+    if (
+        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+        or "JAX_NUM_CPU_DEVICES" in os.environ
+    ):
         return
     wanted = os.environ.get("RLJAX_HOST_DEVICES", "")
     if wanted and (not wanted.isdigit() or int(wanted) < 1):
-        raise ValueError(f"RLJAX_HOST_DEVICES={wanted!r}: must be a positive number of devices; 1 turns sharding off")
-    count = int(wanted) if wanted else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise SystemExit(
+            f"rljax: error: RLJAX_HOST_DEVICES={wanted!r}: must be a number of devices, 1 to turn sharding off"
+        )
+    count = (
+        int(wanted)
+        if wanted
+        else len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
     if count == 1:
         return
     if "jax" not in sys.modules:
@@ -28,10 +41,8 @@ def use_every_core() -> None:
         return
     import jax
 
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started: what it shows now stays
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # JAX has started: what it shows now stays
 
 
 def devices_for(members: int) -> list[Any]:
@@ -45,5 +56,7 @@ def devices_for(members: int) -> list[Any]:
 
 
 def mapping_for(device: Any) -> Mapping:
-    """How members on one device are mapped: one after the other on a CPU, whose matmuls lose by a batch axis, else vmap."""
+    """How members on one device are mapped: one after the other on a CPU, whose matmuls lose by a batch axis,
+    else vmap.
+    """
     return "map" if device.platform == "cpu" else "vmap"

@@ -1,4 +1,6 @@
-"""What a run leaves behind while it runs: rows of metrics, evaluations, checkpoints, and at the end its summary."""
+"""What a run leaves behind while it runs: rows of metrics, evaluations, checkpoints, and at the end its
+summary.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Options(NamedTuple):
 
 
 def options_from(given: dict[str, Any]) -> Options:
-    """Options from keywords. Raises: ValueError naming a keyword that is none, or a value that is out of range."""
+    """Options from keywords. Raises: ValueError naming a keyword that is none, or a value that is out of
+    range.
+    """
     for name in given:
         if name not in Options._fields:
             raise ValueError(f"train has no option {name}{checks.suggest(name, Options._fields)}")
@@ -75,7 +79,9 @@ class Recorder:
         self.saved = self.iteration if restored else -1
         self.rows: list[dict[str, Any]] = []
         self.current: np.ndarray | None = None  # (S,) the newest return of each member
-        self.writers = log.writers(run, description, options.tensorboard, options.wandb, self.iteration if restored else None)
+        self.writers = log.writers(
+            run, description, options.tensorboard, options.wandb, self.iteration if restored else None
+        )
         self.began = time.perf_counter()
 
     def rate(self, iteration: int, seconds: float) -> float:
@@ -84,13 +90,16 @@ class Recorder:
         return (iteration - self.before[0]) * self.per_iteration * len(self.seeds) / spent
 
     def tick(self, iteration: int, seconds: float, metrics: dict[str, np.ndarray]) -> None:
-        self.see(metrics.get("episode_return"))
+        if not self.options.evaluate_every:
+            self.see(metrics.get("episode_return"))
         shown = None if self.current is None else float(np.nanmean(self.current))
         self.bar.update(iteration * self.per_iteration, self.rate(iteration, self.before[1] + seconds), shown)
 
     def see(self, returns: np.ndarray | None) -> None:
         if returns is not None and not np.isnan(returns).all():
-            self.current = returns if self.current is None else np.where(np.isnan(returns), self.current, returns)
+            self.current = (
+                returns if self.current is None else np.where(np.isnan(returns), self.current, returns)
+            )
 
     def record(self, row: Row, states: PyTree) -> None:
         """Write one row, with an evaluation and a checkpoint where they are due."""
@@ -103,8 +112,8 @@ class Recorder:
         } | {name: column.tolist() for name, column in row.metrics.items()}
         if self.due(self.options.evaluate_every):
             returns, _, complete = self.evaluate(states)
-            self.current = np.where(complete, returns, np.nan).mean(axis=1)
-            content["evaluation_return"] = self.current.tolist()
+            self.current = evaluated = np.where(complete, returns, np.nan).mean(axis=1)
+            content["evaluation_return"] = evaluated.tolist()
         self.rows.append(content)
         for writer in self.writers:
             writer.write(content)
@@ -119,12 +128,16 @@ class Recorder:
         target = self.options.target_return
         if target is None or self.current is None or not (self.current >= target).all():
             return False
-        self.bar.say(f"every seed reached a return of {target:g} after {self.iteration * self.per_iteration:,} steps")
+        self.bar.say(
+            f"every seed reached a return of {target:g} after {self.iteration * self.per_iteration:,} steps"
+        )
         return True
 
     def evaluate(self, states: PyTree) -> tuple[np.ndarray, ...]:
         """Returns, lengths and completeness of the greedy policy's episodes, each (S, E)."""
-        return self.program.fetch(self.program.evaluate(states, self.iteration, self.options.evaluation_episodes))
+        return self.program.fetch(
+            self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
+        )
 
     def save(self, states: PyTree) -> None:
         """A checkpoint of this iteration, if there is a folder and none yet."""
@@ -139,14 +152,23 @@ class Recorder:
     def failure(self, error: NotFinite) -> RunError:
         """What to tell of NaN or Inf; recorded, so that a resumed run draws other random numbers."""
         members = ", ".join(str(self.seeds[member]) for member in error.members[:8])
-        text = f"{', '.join(error.metrics)} became NaN or infinite at iteration {error.iteration} (seed {members})"
+        names = ", ".join(error.metrics)
+        text = f"{names} became NaN or infinite at iteration {error.iteration} (seed {members})"
         if self.run is None:
             return RunError(f"{text}; lower the learning rate, or look at the environment's rewards")
         last = checkpoint.latest(self.run / folder.CHECKPOINTS)
-        content = {"iteration": error.iteration, "metrics": error.metrics, "seeds": [self.seeds[i] for i in error.members]}
-        folder.write(self.run, folder.FAILURE, content | {"checkpoint": last and last.name, "retry": self.retry + 1})
-        saved = f"the last finite checkpoint is {last}; --resume goes on from it with other random numbers" if last else (
-            "no checkpoint was saved before it; use --checkpoint-every"
+        content = {
+            "iteration": error.iteration,
+            "metrics": error.metrics,
+            "seeds": [self.seeds[i] for i in error.members],
+        }
+        folder.write(
+            self.run, folder.FAILURE, content | {"checkpoint": last and last.name, "retry": self.retry + 1}
+        )
+        saved = (
+            f"the last finite checkpoint is {last}; --resume goes on from it with other random numbers"
+            if last
+            else ("no checkpoint was saved before it; use --checkpoint-every")
         )
         return RunError(f"{text}; {saved}, --init starts anew from its parameters with another Config")
 
@@ -154,8 +176,13 @@ class Recorder:
         """The final evaluation, summary.json and curve.png."""
         returns, _, complete = self.evaluate(states)
         if not complete.all():
-            self.bar.say(f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out")
-        per_seed = [float(row[ok].mean()) if ok.any() else float("nan") for row, ok in zip(returns, complete, strict=True)]
+            self.bar.say(
+                f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
+            )
+        per_seed = [
+            float(row[ok].mean()) if ok.any() else float("nan")
+            for row, ok in zip(returns, complete, strict=True)
+        ]
         hosted = self.program.fetch(states)
         summary = {
             "algorithm": self.setup.algorithm,

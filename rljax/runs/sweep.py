@@ -1,8 +1,9 @@
 """Sweep: any Config fields × seeds, in as few compilations as the fields allow.
 
-Numbers are arguments of the program, so every combination of them trains side by side in one compilation; fields that change
-shapes or control flow (num_envs, hidden_sizes, …) make one compilation per combination. Each program's run is an ordinary run
-folder, OUT/part-000, part-001, …: its members can be evaluated, drawn, and started from like those of `train`.
+Numbers are arguments of the program, so every combination of them trains side by side in one compilation;
+fields that change shapes or control flow (num_envs, hidden_sizes, …) make one compilation per combination.
+Each program's run is an ordinary run folder, OUT/part-000, part-001, …: its members can be evaluated, drawn,
+and started from like those of `train`.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def sweep(
 
     Args:
         grid: Config field -> values. Numbers share a compilation; static fields and total_steps are grouped.
-        config: the values of all other fields; None takes the preset for the pair where there is one, else the defaults.
-        memory_gigabytes: a program that would need more on a device is split into equal parts, run one after the other with the
-            same compilation; None takes 80 % of what is free.
+        config: the values of all other fields, as for `train`.
+        memory_gigabytes: a program that would need more on a device is split into equal parts, run one after
+            the other with the same compilation; None takes 80 % of what is free.
         options: as for `train`.
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
@@ -67,7 +68,9 @@ def sweep(
     chosen = record.options_from({"stop_on_nan": False} | options)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     if setup.env.host:
-        raise ValueError(f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train")
+        raise ValueError(
+            f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train"
+        )
     load.check_seed(seed, seeds)
     groups = plan(setup, grid, seeds, seed)
     run = None if out is None else Path(out)
@@ -84,9 +87,13 @@ def sweep(
     for index, (part, cache) in enumerate(pieces):
         name = f"part-{index:03d}"
         here = setup._replace(config=setup.config.replace(**part.static))
-        result = train_members(here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache)
+        result = train_members(
+            here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache
+        )
         results.append(result)
-        for member, (member_seed, value) in enumerate(zip(part.seeds, result.summary["return"]["per_seed"], strict=True)):
+        for member, (member_seed, value) in enumerate(
+            zip(part.seeds, result.summary["return"]["per_seed"], strict=True)
+        ):
             own = part.static | {field: column[member] for field, column in part.swept.items()}
             values = {field: folder.plain(own[field]) for field in grid}
             rows.append({"part": name, "member": member, "seed": member_seed} | values | {"return": value})
@@ -117,7 +124,9 @@ def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed:
     for field, column in values.items():
         if field not in known:
             near = checks.suggest(field, known)
-            raise ValueError(f"{setup.algorithm}.Config has no field {field}{near or '; `rljax list` shows them'}")
+            raise ValueError(
+                f"{setup.algorithm}.Config has no field {field}{near or '; `rljax list` shows them'}"
+            )
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
     is_static = lambda field: field == LENGTH or not known[field].metadata.get("pytree_node", True)
@@ -128,7 +137,9 @@ def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed:
         fixed = dict(zip(static, combination, strict=True))
         cells = list(itertools.product(*(values[field] for field in leaves), range(seed, seed + seeds)))
         columns = list(zip(*cells, strict=True))
-        parts.append(Part(fixed, {f: list(c) for f, c in zip(leaves, columns, strict=False)}, list(columns[-1])))
+        parts.append(
+            Part(fixed, {f: list(c) for f, c in zip(leaves, columns, strict=False)}, list(columns[-1]))
+        )
     for part in parts:
         for index in range(0, len(part.seeds), seeds):
             own = part.static | {field: column[index] for field, column in part.swept.items()}
@@ -136,13 +147,17 @@ def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed:
     return parts
 
 
-def _split(setup: load.Setup, part: Part, limit: float, network: Network | None, cache: dict[Any, Any]) -> list[Part]:
+def _split(
+    setup: load.Setup, part: Part, limit: float, network: Network | None, cache: dict[Any, Any]
+) -> list[Part]:
     """The part in as many equal pieces as keep the program of each under `limit` bytes per device."""
     config = setup.config.replace(**part.static)
     size = number = len(part.seeds)
     while size > 1:
         piece = _cut(part, 0, size)
-        program = engine.build(setup.module.make, setup.env, config, piece.swept, piece.seeds, network, cache=cache)
+        program = engine.build(
+            setup.module.make, setup.env, config, piece.swept, piece.seeds, network, cache=cache
+        )
         needed = program.memory_bytes()
         if needed <= limit:
             break
@@ -153,7 +168,9 @@ def _split(setup: load.Setup, part: Part, limit: float, network: Network | None,
 
 def _cut(part: Part, start: int, size: int) -> Part:
     piece = slice(start, start + size)
-    return Part(part.static, {field: column[piece] for field, column in part.swept.items()}, part.seeds[piece])
+    return Part(
+        part.static, {field: column[piece] for field, column in part.swept.items()}, part.seeds[piece]
+    )
 
 
 def free_bytes() -> float:

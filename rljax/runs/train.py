@@ -34,23 +34,34 @@ def train(
     Args:
         algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
         env: a name for `envs.make`, or an Env of one's own.
-        config: the algorithm's Config; None takes the preset for this pair where there is one, else the defaults.
+        config: the algorithm's Config; None, or a dict of some fields, stands on the preset for this pair,
+            else on the defaults.
         steps: replaces config.total_steps.
         out: the run folder; None keeps everything in memory. An existing run is not overwritten.
         env_arguments: constructor arguments and parameters for `envs.make`.
         resume: continue the run in `out` from its newest complete checkpoint, bit for bit.
-        init: a run whose final parameters (and observation statistics) this one starts from; `init_member` picks one for all.
+        init: a run whose final parameters (and observation statistics) this one starts from; `init_member`
+            picks one for all.
         network: a Network of one's own.
         options: the fields of `Options`.
 
-    Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong while running,
+    Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong
+    while running,
         KeyboardInterrupt after Ctrl-C, with a final checkpoint written where there is a folder.
     """
     chosen = options_from(options)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     return train_members(
-        setup, {}, numbers, out, resume=resume, init=init, init_member=init_member, network=network, options=chosen
+        setup,
+        {},
+        numbers,
+        out,
+        resume=resume,
+        init=init,
+        init_member=init_member,
+        network=network,
+        options=chosen,
     )
 
 
@@ -64,32 +75,44 @@ def train_members(
     init: Path | str | None = None,
     init_member: int | None = None,
     network: Network | None = None,
-    options: Options = Options(),
+    options: Options | None = None,
     cache: dict[Any, Any] | None = None,
 ) -> Result:
     """`train` for members that differ in swept[field][i] as well as in seeds[i]."""
-    config, env = setup.config, setup.env
+    config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
     total = math.ceil(float(config.total_steps) / per_iteration)
     if env.host and (resume or options.checkpoint_every):
-        raise ValueError(f"{env.name} lives on the host and its state cannot be saved: leave out resume and checkpoint_every")
+        raise ValueError(
+            f"{env.name} lives on the host and its state cannot be saved: "
+            "leave out resume and checkpoint_every"
+        )
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total)
-    with log.Progress(total * per_iteration, f"{setup.algorithm} on {setup.env_name}", options.progress) as bar:
+    with log.Progress(
+        total * per_iteration, f"{setup.algorithm} on {setup.env_name}", options.progress
+    ) as bar:
         restored = _open(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {setup.algorithm} on {setup.env_name}")
         program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
         states = _first_states(program, restored, init, init_member)
         states, _, _ = program.advance(states, 0)  # compiles
-        bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; compiled in {program.compile_seconds():.1f} s")
+        bar.say(
+            f"{program.mapping}; {total} iterations of {per_iteration} steps; "
+            f"compiled in {program.compile_seconds():.1f} s"
+        )
 
         recorder = Recorder(setup, program, run, description, options, bar, restored)
         start = recorder.iteration
         compiled = program.compile_seconds()
         try:
             with loop.interruptible() as stop:
-                every = [options.log_every or max(1, total // 100), options.checkpoint_every, options.evaluate_every]
+                every = [
+                    options.log_every or max(1, total // 100),
+                    options.checkpoint_every,
+                    options.evaluate_every,
+                ]
                 chunks = loop.advance(
                     program, states, start, total, every, retry=recorder.retry, stop=stop,
                     stop_on_nan=options.stop_on_nan, tick=recorder.tick,
@@ -110,7 +133,9 @@ def train_members(
         return recorder.finish(states, compiled)
 
 
-def _open(run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress) -> checkpoint.Restored | None:
+def _open(
+    run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress
+) -> checkpoint.Restored | None:
     """Make the run's folder, or find where the run in it goes on."""
     if run is None:
         if resume:
@@ -124,13 +149,20 @@ def _open(run: Path | None, description: dict[str, Any], resume: bool, bar: log.
     restored = None
     if exists:
         if wrong := folder.difference(folder.read(run), description):
-            raise ValueError(f"--resume cannot continue {run}: {wrong}; give the same, or start anew from it with --init {run}")
+            raise ValueError(
+                f"--resume cannot continue {run}: {wrong}; "
+                f"give the same, or start anew from it with --init {run}"
+            )
         newest = checkpoint.latest(run / folder.CHECKPOINTS)
         for path in checkpoint.incomplete(run / folder.CHECKPOINTS):
             bar.say(f"passing over checkpoint {path.name}: it {checkpoint.problem(path)}")
         restored = checkpoint.restore(newest) if newest else None
     if resume:
-        bar.say(f"resuming at iteration {restored.iteration}" if restored else "no complete checkpoint to resume: starting from the beginning")
+        bar.say(
+            f"resuming at iteration {restored.iteration}"
+            if restored
+            else "no complete checkpoint to resume: starting from the beginning"
+        )
     try:
         run.mkdir(parents=True, exist_ok=True)
         folder.write(run, folder.CONFIG, description)

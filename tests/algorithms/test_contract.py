@@ -63,7 +63,9 @@ def parts(row: Row) -> tuple[Any, Any, Any]:
     return module, envs.make(row.env), module.Config(hidden_sizes=(8,), **fields)
 
 
-def program(row: Row, swept: dict[str, list[float]], seeds: list[int], traces: list[int] | None = None) -> engine.Program:
+def program(
+    row: Row, swept: dict[str, list[float]], seeds: list[int], traces: list[int] | None = None
+) -> engine.Program:
     module, env, config = parts(row)
 
     def make(*arguments: Any) -> Any:
@@ -87,7 +89,9 @@ def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
     algorithm = module.make(env, config)
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     after, metrics = jax.eval_shape(algorithm.step, jax.random.key(0), state)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), after
+    )
     assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in metrics)
 
 
@@ -122,7 +126,9 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
         own = config.replace(**{field: column[member] for field, column in row.swept.items()})
         algorithm = module.make(env, engine.strong(own))
         init_key, run_key = jax.random.split(jax.random.key(seeds[member]))
-        alone, counted = jax.jit(algorithm.step)(engine.iteration_key(run_key, 0, 0), algorithm.init(init_key))
+        alone, counted = jax.jit(algorithm.step)(
+            engine.iteration_key(run_key, 0, 0), algorithm.init(init_key)
+        )
         for mapped in hosted.values():
             for name, single in checkpoint.leaves(alone).items():
                 several = checkpoint.leaves(mapped[0])[name][member]
@@ -130,7 +136,9 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
                     np.testing.assert_array_equal(several, single, err_msg=name)
                 else:
                     scale = np.abs(single).max() if single.size else 0
-                    np.testing.assert_allclose(several, single, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name)
+                    np.testing.assert_allclose(
+                        several, single, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name
+                    )
             for one, all_ in zip(counted, mapped[1], strict=True):
                 np.testing.assert_array_equal(all_.count[member], one.count)
 

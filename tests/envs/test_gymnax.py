@@ -12,6 +12,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from rljax import envs
+from rljax.checks import RunError
 from rljax.types import Box, Discrete
 
 QUICK = {"xla_backend_optimization_level": 0}  # to compile, not to run
@@ -223,7 +224,7 @@ def test_mnist_without_a_network_is_one_line(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("gymnax.utils.load_mnist.load_mnist", offline)
-    with pytest.raises(RuntimeError, match=r"downloads MNIST .* \(OSError: no network\)") as error:
+    with pytest.raises(RunError, match=r"downloads MNIST .* \(OSError: no network\)") as error:
         envs.make("MNISTBandit-bsuite")
     assert "\n" not in str(error.value)
 

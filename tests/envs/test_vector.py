@@ -15,7 +15,9 @@ from rljax.types import Box, Discrete, Env
 
 
 def counter(lengths: tuple[int, ...], truncates: bool = False) -> Env:
-    """Episode k of an environment draws its length from `lengths`; observation = (start id, time). Reward = time + 1."""
+    """Episode k of an environment draws its length from `lengths`; observation = (start id, time). Reward =
+    time + 1.
+    """
 
     def reset(key: Any) -> tuple[Any, Any]:
         start, which = jax.random.split(key)
@@ -33,12 +35,16 @@ def counter(lengths: tuple[int, ...], truncates: bool = False) -> Env:
     return Env("counter", reset, step, Box(0.0, np.inf, (2,)), Discrete(2), max_steps=max(lengths))
 
 
-def roll(env: Env, num_envs: int, num_steps: int, seed: int = 0, bootstrap: Any = None, worlds: Any = None) -> Any:
+def roll(
+    env: Env, num_envs: int, num_steps: int, seed: int = 0, bootstrap: Any = None, worlds: Any = None
+) -> Any:
     policy = lambda key, obs: (jax.random.randint(key, (num_envs,), 0, 2),) * 2
     bootstrap = bootstrap or (lambda obs: jnp.zeros(num_envs))
     reset_key, key = jax.random.split(jax.random.key(seed))
     worlds = vector.reset(env, reset_key, num_envs) if worlds is None else worlds
-    return jax.jit(lambda key, worlds: vector.rollout(env, policy, bootstrap, key, worlds, num_steps))(key, worlds)
+    return jax.jit(lambda key, worlds: vector.rollout(env, policy, bootstrap, key, worlds, num_steps))(
+        key, worlds
+    )
 
 
 def starts(steps: vector.Rollout) -> np.ndarray:
@@ -61,7 +67,9 @@ def test_start_states_have_resets_distribution_and_are_all_different() -> None:
 
 
 def test_a_pool_that_runs_out_many_times_stays_exact() -> None:
-    found = starts(roll(counter((1,)), 8, 2000)[1])[:, 0]  # every step ends an episode: 16,000 starts from pools of 1,000
+    found = starts(roll(counter((1,)), 8, 2000)[1])[
+        :, 0
+    ]  # every step ends an episode: 16,000 starts from pools of 1,000
     assert len(found) == 8 * 1999
     assert len(np.unique(found)) > 0.998 * len(found)  # uniforms have 23 bits: some of 16,000 coincide
     assert stats.kstest(found, stats.uniform.cdf).pvalue > 1e-3
@@ -73,7 +81,9 @@ def test_vmapped_members_have_starts_of_their_own_and_equal_single_ones() -> Non
 
     def one(key: Any) -> Any:
         reset_key, key = jax.random.split(key)
-        return vector.rollout(env, policy, lambda obs: jnp.zeros(4), key, vector.reset(env, reset_key, 4), 50)[1]
+        return vector.rollout(
+            env, policy, lambda obs: jnp.zeros(4), key, vector.reset(env, reset_key, 4), 50
+        )[1]
 
     keys = jax.random.split(jax.random.key(3), 5)
     mapped = jax.jit(jax.vmap(one))(keys)
@@ -106,12 +116,16 @@ def test_episode_accounting_over_several_rollouts() -> None:
 
 def test_final_value_is_of_the_true_final_observation_only_where_truncated() -> None:
     length = 4
-    bootstrap = lambda obs: 10 + obs[:, 1]  # reads the time: 4 in the final observation, 0 in the next episode's first
+    bootstrap = lambda obs: (
+        10 + obs[:, 1]
+    )  # reads the time: 4 in the final observation, 0 in the next episode's first
     _, steps, _ = roll(counter((length,), truncates=True), 3, 9, bootstrap=bootstrap)
     cut = np.asarray(steps.truncated)
     assert cut.sum() == 6
     np.testing.assert_array_equal(np.asarray(steps.final_value), np.where(cut, 10.0 + length, 0.0))
-    np.testing.assert_array_equal(np.asarray(steps.obs)[4, :, 1], 0)  # the step after it acts on a fresh start
+    np.testing.assert_array_equal(
+        np.asarray(steps.obs)[4, :, 1], 0
+    )  # the step after it acts on a fresh start
     _, steps, _ = roll(counter((length,)), 3, 9, bootstrap=bootstrap)
     assert np.asarray(steps.terminated).sum() == 6
     assert not np.asarray(steps.final_value).any()
@@ -164,4 +178,6 @@ def test_one_environment_and_one_step() -> None:
 def test_when_runs_at_most_once_and_only_where_asked_under_vmap() -> None:
     double = lambda x: 2 * x
     flags, values = jnp.array([True, False, True]), jnp.array([1.0, 2.0, 3.0])
-    np.testing.assert_array_equal(jax.vmap(lambda p, x: vector.when(p, double, x))(flags, values), [2.0, 2.0, 6.0])
+    np.testing.assert_array_equal(
+        jax.vmap(lambda p, x: vector.when(p, double, x))(flags, values), [2.0, 2.0, 6.0]
+    )

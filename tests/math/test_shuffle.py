@@ -86,5 +86,6 @@ def test_what_a_uniform_permutation_does(n: int) -> None:
     cells = np.zeros((16, 16))
     np.add.at(cells, (np.broadcast_to(np.arange(n) * 16 // n, rows.shape), rows * 16 // n), 1)
     mean = np.outer(np.bincount(np.arange(n) * 16 // n), np.bincount(np.arange(n) * 16 // n)) * len(rows) / n
-    # All margins of a table of a permutation are fixed: 15² degrees of freedom, with this factor for drawing without replacement.
+    # All margins of a table of a permutation are fixed: 15² degrees of freedom, with this factor for drawing
+    # without replacement.
     assert 1e-3 < stats.chi2.sf(((cells - mean) ** 2 / mean).sum() * (n - 1) / n, 15**2) < 1 - 1e-3
