@@ -2,15 +2,18 @@
 
 RUN/checkpoints/<iteration>/ holds `state/` (one array per leaf of the State, members first) and
 `manifest.json`. A folder without a manifest, or whose files differ from it, was cut off while it was written
-and is passed over.
+or damaged later, and is passed over.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +58,16 @@ def save(folder: Path, iteration: int, state: PyTree, metadata: dict[str, Any], 
     target = folder / f"{iteration:09d}"
     partial = folder / f".partial-{iteration:09d}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in folder.glob(".partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(partial.absolute() / "state", leaves(state))
+        with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
+            arrays = {
+                name: leaf for name, leaf in leaves(state).items() if leaf.size
+            }  # Orbax refuses empty ones
+            checkpointer.save(partial.absolute() / "state", arrays)
         manifest = {"iteration": iteration, "metadata": metadata, "files": _sums(partial / "state")}
-        write_json(partial / MANIFEST, manifest)
+        write_json(partial / MANIFEST, manifest | {"sha256": _sum_of(manifest)})
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
@@ -70,37 +77,39 @@ def save(folder: Path, iteration: int, state: PyTree, metadata: dict[str, Any], 
         raise RunError(
             f"checkpoint of iteration {iteration} could not be written to {folder}: {_reason(error)}; "
             + (f"the last complete one is {last.name}" if last else "there is no complete one")
-            + "; make room or choose another --out, then continue with --resume"
+            + "; make room there, then continue with --resume"
         ) from error
-    _prune(folder, keep)
+    _prune(folder, target, keep)
     return target
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint under `folder`."""
-    return next((path for path in reversed(_candidates(folder)) if problem(path) is None), None)
+def latest(folder: Path, say: Callable[[str], None] = lambda text: None) -> Path | None:
+    """The newest complete checkpoint under `folder`; `say` is told of each newer one that is passed over."""
+    for path in reversed(_candidates(folder)):
+        wrong = problem(path)
+        if wrong is None:
+            return path
+        say(f"passing over checkpoint {path.name}: it {wrong}")
+    return None
 
 
 def best(folder: Path) -> Path | None:
     """The complete checkpoint with the highest score, None where none has one."""
-    scored = [(_score(path), path) for path in _candidates(folder) if _score(path) is not None]
-    return max(scored)[1] if scored else None
-
-
-def incomplete(folder: Path) -> list[Path]:
-    """The checkpoints under `folder` that do not count, oldest first."""
-    return [path for path in _candidates(folder) if problem(path) is not None]
+    scored = [(score, path) for path in _candidates(folder) if (score := _score(path)) is not None]
+    return next((path for _, path in sorted(scored, reverse=True) if problem(path) is None), None)
 
 
 def problem(path: Path) -> str | None:
     """Why this checkpoint does not count, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        recorded = manifest["files"]
+        recorded, intact = manifest["files"], manifest.pop("sha256") == _sum_of(manifest)
     except FileNotFoundError:
         return "has no manifest: it was cut off while it was written"
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):  # of JSON and UTF-8, or of what stands in it
         return "has an unreadable manifest"
+    if not intact:
+        return "has a damaged manifest"
     actual = _sums(path / "state")
     if missing := sorted(set(recorded) - set(actual)):
         return f"lacks {missing[0]}"
@@ -116,7 +125,7 @@ def restore(path: Path) -> Restored:
     if wrong := problem(path):
         raise ValueError(f"checkpoint {path} {wrong}; choose another")
     manifest = json.loads((path / MANIFEST).read_text())
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
         arrays = checkpointer.restore(path.absolute() / "state")
     return Restored(
         manifest["iteration"], {k: np.asarray(v) for k, v in arrays.items()}, manifest["metadata"], path
@@ -130,6 +139,7 @@ def rebuild(template: PyTree, arrays: dict[str, np.ndarray], where: Any) -> PyTr
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     wanted = {_name(path): leaf for path, leaf in paths}
+    arrays = {name: leaf for name, leaf in wanted.items() if not leaf.size} | arrays
     for name in sorted(set(wanted) ^ set(arrays)):
         what = "lacks" if name in wanted else "has an array that this Config has no place for:"
         raise ValueError(
@@ -145,10 +155,11 @@ def rebuild(template: PyTree, arrays: dict[str, np.ndarray], where: Any) -> PyTr
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all. Raises: ValueError for NaN and infinities, which JSON has not."""
+    text = json.dumps(content, indent=1, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -160,14 +171,17 @@ def _candidates(folder: Path) -> list[Path]:
 
 def _score(path: Path) -> float | None:
     try:
-        return json.loads((path / MANIFEST).read_text())["metadata"].get("score")
-    except (OSError, ValueError, KeyError):
+        return json.loads((path / MANIFEST).read_text())["metadata"]["score"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _prune(folder: Path, keep: int) -> None:
-    stay = {*_candidates(folder)[-max(keep, 1) :], best(folder)}
-    for path in _candidates(folder):
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    written = [
+        path for path in _candidates(folder) if path <= newest
+    ]  # one that was passed over may have a higher number
+    stay = {*written[-keep:], best(folder)}
+    for path in written:
         if path not in stay:
             (path / MANIFEST).unlink(missing_ok=True)  # first: half-deleted must not count
             shutil.rmtree(path, ignore_errors=True)
@@ -176,6 +190,21 @@ def _prune(folder: Path, keep: int) -> None:
 def _sums(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _sum_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax logs the traceback of each of its threads, where one line of ours will say what is wrong."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _name(path: tuple) -> str:

@@ -25,8 +25,7 @@ EVALUATION = 2**31 - 1  # folded into the run key where training folds an iterat
 
 
 class Program(NamedTuple):
-    """Compiled functions over S members (padded to a multiple of the devices) and what compiling them took.
-    """
+    """Compiled functions over S members (padded to a multiple of the devices) and what compiling them took."""
 
     init: Callable[[], PyTree]  # () -> states (S, ...)
     advance: Callable[
@@ -108,7 +107,8 @@ def build(
     """The program of S = len(seeds) members on this machine's devices; member i has seed seeds[i] and
     swept[field][i].
 
-    `cache` keeps compiled programs for a later call that differs in seeds and swept values only.
+    `cache` keeps compiled programs for later calls that differ in seeds and swept values only; fewer members than it was compiled
+    for are padded.
 
     Raises: ValueError of `make`, which is called here once with each member's concrete Config.
     """
@@ -117,9 +117,10 @@ def build(
         make(world, config.replace(**dict(zip(swept, map(float, values), strict=True))), network, frozen)
 
     members = len(seeds)
-    devices = mesh.devices_for(members)
+    cache = {} if cache is None else cache
+    devices = mesh.devices_for(max([members, *(size for _, size in cache)]))
     kind = mesh.mapping_for(devices[0])
-    padded = -(-members // len(devices)) * len(devices)
+    padded = max([-(-members // len(devices)) * len(devices), *(size for _, size in cache)])
     index = np.minimum(np.arange(padded), members - 1)
     grid = jax.make_mesh((len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices)
     per_member, everywhere = (NamedSharding(grid, PartitionSpec(*axes)) for axes in (("member",), ()))
@@ -159,7 +160,6 @@ def build(
         return episodes(world, policy, key, count, shared[3])
 
     spent = [0.0]
-    cache = {} if cache is None else cache
 
     def compiled(
         name: Any, function: Callable[..., Any], arguments: tuple, donate: tuple[int, ...] = ()
@@ -196,7 +196,10 @@ def build(
         analysis = compiled(
             "advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)
         ).memory_analysis()
-        return analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+        outputs = (
+            analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        )  # donated states are counted as arguments
+        return analysis.argument_size_in_bytes + outputs + analysis.temp_size_in_bytes
 
     return Program(
         init=start,

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rljax.checks import show
+from rljax.checks import RunError, show
 from rljax.runs.checkpoint import write_json
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
@@ -118,6 +120,19 @@ def revision() -> str | None:
 
 def write(run: Path, name: str, content: Any) -> None:
     write_json(run / name, content)
+
+
+@contextmanager
+def writing(run: Path | None) -> Iterator[None]:
+    """Whatever the operating system refuses inside is one line about this folder: a RunError."""
+    try:
+        yield
+    except OSError as error:
+        if run is None or error.errno is None:  # one of ours, about something that is not there
+            raise
+        raise RunError(
+            f"cannot write to {run}: {error.strerror}; make room there and continue with --resume, or choose another --out"
+        ) from error
 
 
 def _processor() -> str:

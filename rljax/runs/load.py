@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rljax import algorithms, envs
+from rljax import algorithms, checks, envs
 from rljax.runs import checkpoint, engine, folder, presets
 from rljax.types import Algorithm, Env, Network, PyTree
 
@@ -64,9 +64,8 @@ def setup(
             f"{algorithm} takes a {module.__name__}.Config, or a dict of its fields"
         )
     if steps is not None:
-        config = config.replace(total_steps=float(steps))
-    if not float(config.total_steps) > 0:
-        raise ValueError(f"{algorithm}.Config.total_steps = {config.total_steps:g}: must be above 0")
+        config = config.replace(total_steps=steps)
+    checks.number(config, "total_steps", low=0, open_low=True)
     return Setup(algorithm, module, name, world, env_arguments, config, preset)
 
 
@@ -164,14 +163,16 @@ def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
         raise ValueError(
             f"--init {run} has {there} members and this run {number}: pick one with --init-member"
         )
-    for name, fresh in here.items():
+    shape = lambda arrays, name: list(arrays[name].shape[1:]) if name in arrays else "absent"
+    for name in sorted({*here, *restored.leaves}):
         if name.split(".")[0] not in ("params", "normalizer"):
             continue
-        if name not in restored.leaves or restored.leaves[name].shape[1:] != fresh.shape[1:]:
-            found = list(restored.leaves[name].shape[1:]) if name in restored.leaves else "absent"
-            raise ValueError(f"--init {run}: {name} is {found} there and {list(fresh.shape[1:])} here")
+        if shape(here, name) != shape(restored.leaves, name):
+            raise ValueError(
+                f"--init {run}: {name} is {shape(restored.leaves, name)} there and {shape(here, name)} here"
+            )
         old = restored.leaves[name] if member is None else restored.leaves[name][member : member + 1]
-        here[name] = np.broadcast_to(old, fresh.shape)
+        here[name] = np.broadcast_to(old, here[name].shape)
     return checkpoint.rebuild(states, here, run)
 
 

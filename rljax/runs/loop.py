@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class NotFinite(Exception):
-    """Some member's metrics were NaN or infinite: at which iteration, in which metrics, of which members."""
+    """Some member's metrics were NaN or infinite: in which iteration (from 1), in which metrics, of which members."""
 
     def __init__(self, iteration: int, metrics: list[str], members: list[int]) -> None:
         super().__init__(iteration, metrics, members)
@@ -95,7 +95,7 @@ def advance(
         added = engine.totals(metrics)
         if stop_on_nan and (bad >= 0).any():
             broken = [name for name, (total_, _) in added.items() if not np.isfinite(total_).all()]
-            raise NotFinite(int(bad[bad >= 0].min()), broken, np.flatnonzero(bad >= 0).tolist())
+            raise NotFinite(int(bad[bad >= 0].min()) + 1, broken, np.flatnonzero(bad >= 0).tolist())
         sums = {
             name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c) for name, (t, c) in added.items()
         }

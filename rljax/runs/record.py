@@ -4,7 +4,7 @@ summary.
 
 from __future__ import annotations
 
-import time
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,8 +51,19 @@ def options_from(given: dict[str, Any]) -> Options:
         if name not in Options._fields:
             raise ValueError(f"train has no option {name}{checks.suggest(name, Options._fields)}")
     options = Options(**given)
-    checks.count(options, "checkpoint_every", "evaluate_every", "log_every", low=0)
-    checks.count(options, "keep", "evaluation_episodes")
+    for name, low in (
+        ("checkpoint_every", 0),
+        ("evaluate_every", 0),
+        ("log_every", 0),
+        ("keep", 1),
+        ("evaluation_episodes", 1),
+    ):
+        value = getattr(options, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} = {checks.show(value)}: must be an integer of at least {low}")
+    target = options.target_return
+    if target is not None and (not isinstance(target, int | float) or math.isnan(target)):
+        raise ValueError(f"target_return = {checks.show(target)}: must be a number")
     return options
 
 
@@ -75,14 +86,17 @@ class Recorder:
         self.iteration = restored.iteration if restored else 0
         self.seconds = restored.metadata["seconds"] if restored else 0.0
         self.before = (self.iteration, self.seconds)
-        self.retry = load.retries(run) if restored and run else 0
+        self.retry = load.retries(run) if run else 0
         self.saved = self.iteration if restored else -1
         self.rows: list[dict[str, Any]] = []
-        self.current: np.ndarray | None = None  # (S,) the newest return of each member
+        self.current: np.ndarray | None = (
+            None  # (S,) the newest return of each member, NaN where there is none
+        )
+        if restored and restored.metadata["returns"] is not None:
+            self.current = np.asarray(restored.metadata["returns"], np.float64)
         self.writers = log.writers(
             run, description, options.tensorboard, options.wandb, self.iteration if restored else None
         )
-        self.began = time.perf_counter()
 
     def rate(self, iteration: int, seconds: float) -> float:
         """Environment steps per second since this process began training, over all members."""
@@ -92,14 +106,19 @@ class Recorder:
     def tick(self, iteration: int, seconds: float, metrics: dict[str, np.ndarray]) -> None:
         if not self.options.evaluate_every:
             self.see(metrics.get("episode_return"))
-        shown = None if self.current is None else float(np.nanmean(self.current))
-        self.bar.update(iteration * self.per_iteration, self.rate(iteration, self.before[1] + seconds), shown)
+        speed = self.rate(iteration, self.before[1] + seconds)
+        self.bar.update(iteration * self.per_iteration, speed, self.score())
 
     def see(self, returns: np.ndarray | None) -> None:
         if returns is not None and not np.isnan(returns).all():
             self.current = (
                 returns if self.current is None else np.where(np.isnan(returns), self.current, returns)
             )
+
+    def score(self) -> float | None:
+        """The mean current return of the members that have a finite one."""
+        finite = () if self.current is None else self.current[np.isfinite(self.current)]
+        return float(np.mean(finite)) if len(finite) else None
 
     def record(self, row: Row, states: PyTree) -> None:
         """Write one row, with an evaluation and a checkpoint where they are due."""
@@ -111,8 +130,7 @@ class Recorder:
             "steps_per_second": round(self.rate(row.iteration, self.seconds), 1),
         } | {name: column.tolist() for name, column in row.metrics.items()}
         if self.due(self.options.evaluate_every):
-            returns, _, complete = self.evaluate(states)
-            self.current = evaluated = np.where(complete, returns, np.nan).mean(axis=1)
+            self.current = evaluated = self.evaluate(states)
             content["evaluation_return"] = evaluated.tolist()
         self.rows.append(content)
         for writer in self.writers:
@@ -133,18 +151,28 @@ class Recorder:
         )
         return True
 
-    def evaluate(self, states: PyTree) -> tuple[np.ndarray, ...]:
-        """Returns, lengths and completeness of the greedy policy's episodes, each (S, E)."""
-        return self.program.fetch(
-            self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
-        )
+    def evaluate(self, states: PyTree) -> np.ndarray:
+        """The mean return (S,) of the greedy policy's complete episodes, NaN where there is none."""
+        evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
+        returns, _, complete = self.program.fetch(evaluated)
+        if not complete.all():
+            self.bar.say(
+                f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
+            )
+        means = [
+            row[ok].mean(dtype=np.float64) if ok.any() else np.nan
+            for row, ok in zip(returns, complete, strict=True)
+        ]
+        return np.asarray(means)
 
     def save(self, states: PyTree) -> None:
         """A checkpoint of this iteration, if there is a folder and none yet."""
         if self.run is None or self.saved == self.iteration:
             return
-        score = None if self.current is None else float(np.nanmean(self.current))
-        metadata = {"seconds": self.seconds, "score": score, "retry": self.retry}
+        returns = (
+            None if self.current is None else [x if math.isfinite(x) else None for x in self.current.tolist()]
+        )
+        metadata = {"seconds": self.seconds, "score": self.score(), "returns": returns}
         where = self.run / folder.CHECKPOINTS
         checkpoint.save(where, self.iteration, self.program.fetch(states), metadata, self.options.keep)
         self.saved = self.iteration
@@ -153,7 +181,7 @@ class Recorder:
         """What to tell of NaN or Inf; recorded, so that a resumed run draws other random numbers."""
         members = ", ".join(str(self.seeds[member]) for member in error.members[:8])
         names = ", ".join(error.metrics)
-        text = f"{names} became NaN or infinite at iteration {error.iteration} (seed {members})"
+        text = f"{names} became NaN or infinite in iteration {error.iteration} (seed {members})"
         if self.run is None:
             return RunError(f"{text}; lower the learning rate, or look at the environment's rewards")
         last = checkpoint.latest(self.run / folder.CHECKPOINTS)
@@ -174,24 +202,17 @@ class Recorder:
 
     def finish(self, states: PyTree, compile_seconds: float) -> Result:
         """The final evaluation, summary.json and curve.png."""
-        returns, _, complete = self.evaluate(states)
-        if not complete.all():
-            self.bar.say(
-                f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
-            )
-        per_seed = [
-            float(row[ok].mean()) if ok.any() else float("nan")
-            for row, ok in zip(returns, complete, strict=True)
-        ]
+        per_seed = self.evaluate(states).tolist()
+        steps = self.iteration * self.per_iteration
         hosted = self.program.fetch(states)
         summary = {
             "algorithm": self.setup.algorithm,
             "env": self.setup.env_name,
-            "steps": self.iteration * self.per_iteration,
+            "steps": steps,
             "seeds": len(self.seeds),
             "headline": "return",
             "return": statistics.headline(per_seed, self.options.evaluation_episodes),
-            "steps_per_second": round(self.rate(self.iteration, self.seconds), 1) if self.rows else None,
+            "steps_per_second": round(steps * len(self.seeds) / self.seconds, 1),
             "compile_seconds": round(compile_seconds, 2),
             "device": folder.device(),
             "state_sha256": checkpoint.sha256_of(hosted),
@@ -200,10 +221,9 @@ class Recorder:
         if self.run is not None:
             folder.write(self.run, folder.SUMMARY, summary)
             (self.run / folder.FAILURE).unlink(missing_ok=True)
-            if self.rows or (self.run / folder.METRICS).is_file():
-                from rljax.runs.report import draw_curve
+            from rljax.runs.report import draw_curve
 
-                draw_curve(self.run)
+            draw_curve(self.run)
         return Result(summary, self.run, hosted, self.setup.config, self.rows)
 
     def close(self) -> None:

@@ -72,17 +72,22 @@ def sweep(
             f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train"
         )
     load.check_seed(seed, seeds)
-    groups = plan(setup, grid, seeds, seed)
+    for field, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise ValueError(f"the sweep of {field} is over {checks.show(values)}: must be a list of values")
+    grid = {field: list(values) for field, values in grid.items()}
+    groups = plan(setup, grid, seeds, seed, network)
     run = None if out is None else Path(out)
-    if run is not None and (run / "sweep.json").exists():
-        raise ValueError(f"{run} already holds a sweep: choose another --out")
+    if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
+        raise ValueError(f"{run} already holds a sweep or a run: choose another --out")
     limit = free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
-    caches: list[dict[Any, Any]] = [{} for _ in groups]
-    pieces = [
-        (piece, cache)
-        for group, cache in zip(groups, caches, strict=True)
-        for piece in _split(setup, group, limit, network, cache)
-    ]
+    pieces: list[tuple[Part, dict[Any, Any]]] = []
+    compilations = 0
+    for group in groups:
+        cache: dict[Any, Any] = {}
+        parts, compiled = _split(setup, group, limit, network, cache)
+        pieces += [(part, cache) for part in parts]
+        compilations += compiled
     results, rows = [], []
     for index, (part, cache) in enumerate(pieces):
         name = f"part-{index:03d}"
@@ -97,13 +102,12 @@ def sweep(
             own = part.static | {field: column[member] for field, column in part.swept.items()}
             values = {field: folder.plain(own[field]) for field in grid}
             rows.append({"part": name, "member": member, "seed": member_seed} | values | {"return": value})
-    compilations = sum(name == "advance" for cache in caches for name, _ in cache)
     if run is not None:
         speeds = [result.summary["steps_per_second"] for result in results]
         content = {
             "algorithm": setup.algorithm,
             "env": setup.env_name,
-            "grid": {field: [folder.plain(value) for value in values] for field, values in grid.items()},
+            "grid": {field: folder.plain(values) for field, values in grid.items()},
             "seeds": seeds,
             "members": rows,
             "compilations": compilations,
@@ -114,14 +118,19 @@ def sweep(
     return SweepResult(rows, run, results, compilations)
 
 
-def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed: int) -> list[Part]:
+def plan(
+    setup: load.Setup,
+    grid: Mapping[str, Sequence[Any]],
+    seeds: int,
+    seed: int,
+    network: Network | None = None,
+) -> list[Part]:
     """One Part per combination of static values, each with every combination of numbers × seeds.
 
     Every combination is checked here: `make` is called with it. Raises: ValueError naming the field.
     """
-    values: dict[str, Sequence[Any]] = {field: list(column) for field, column in grid.items()}
     known = {field.name: field for field in fields(setup.config)}
-    for field, column in values.items():
+    for field, column in grid.items():
         if field not in known:
             near = checks.suggest(field, known)
             raise ValueError(
@@ -130,12 +139,12 @@ def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed:
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
     is_static = lambda field: field == LENGTH or not known[field].metadata.get("pytree_node", True)
-    static = [field for field in values if is_static(field)]
-    leaves = [field for field in values if not is_static(field)]
+    static = [field for field in grid if is_static(field)]
+    leaves = [field for field in grid if not is_static(field)]
     parts = []
-    for combination in itertools.product(*(values[field] for field in static)):
+    for combination in itertools.product(*(grid[field] for field in static)):
         fixed = dict(zip(static, combination, strict=True))
-        cells = list(itertools.product(*(values[field] for field in leaves), range(seed, seed + seeds)))
+        cells = list(itertools.product(*(grid[field] for field in leaves), range(seed, seed + seeds)))
         columns = list(zip(*cells, strict=True))
         parts.append(
             Part(fixed, {f: list(c) for f, c in zip(leaves, columns, strict=False)}, list(columns[-1]))
@@ -143,16 +152,17 @@ def plan(setup: load.Setup, grid: Mapping[str, Iterable[Any]], seeds: int, seed:
     for part in parts:
         for index in range(0, len(part.seeds), seeds):
             own = part.static | {field: column[index] for field, column in part.swept.items()}
-            setup.module.make(setup.env, setup.config.replace(**own))
+            setup.module.make(setup.env, setup.config.replace(**own), network)
     return parts
 
 
 def _split(
     setup: load.Setup, part: Part, limit: float, network: Network | None, cache: dict[Any, Any]
-) -> list[Part]:
-    """The part in as many equal pieces as keep the program of each under `limit` bytes per device."""
+) -> tuple[list[Part], int]:
+    """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how many were compiled."""
     config = setup.config.replace(**part.static)
     size = number = len(part.seeds)
+    compiled = 1
     while size > 1:
         piece = _cut(part, 0, size)
         program = engine.build(
@@ -163,7 +173,8 @@ def _split(
             break
         cache.clear()
         size = max(1, min(size - 1, int(size * limit / needed)))
-    return [_cut(part, start, size) for start in range(0, number, size)]
+        compiled += 1
+    return [_cut(part, start, size) for start in range(0, number, size)], compiled
 
 
 def _cut(part: Part, start: int, size: int) -> Part:

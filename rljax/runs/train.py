@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rljax.checks import RunError
 from rljax.runs import checkpoint, engine, folder, load, log, loop
 from rljax.runs.engine import Program
 from rljax.runs.record import Options, Recorder, Result, options_from
@@ -50,6 +49,8 @@ def train(
         KeyboardInterrupt after Ctrl-C, with a final checkpoint written where there is a folder.
     """
     chosen = options_from(options)
+    if init_member is not None and init is None:
+        raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     return train_members(
@@ -89,24 +90,26 @@ def train_members(
         )
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total)
-    with log.Progress(
-        total * per_iteration, f"{setup.algorithm} on {setup.env_name}", options.progress
-    ) as bar:
-        restored = _open(run, description, resume, bar)
+    title = f"{setup.algorithm} on {setup.env_name}"
+    with folder.writing(run), log.Progress(total * per_iteration, title, options.progress) as bar:
+        restored = _previous(run, description, resume, bar)
         if setup.preset:
-            bar.say(f"using the preset for {setup.algorithm} on {setup.env_name}")
+            bar.say(f"using the preset for {title}")
         program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
+        if run is not None:
+            run.mkdir(parents=True, exist_ok=True)
         states = _first_states(program, restored, init, init_member)
-        states, _, _ = program.advance(states, 0)  # compiles
-        bar.say(
-            f"{program.mapping}; {total} iterations of {per_iteration} steps; "
-            f"compiled in {program.compile_seconds():.1f} s"
-        )
-
         recorder = Recorder(setup, program, run, description, options, bar, restored)
-        start = recorder.iteration
-        compiled = program.compile_seconds()
         try:
+            states, _, _ = program.advance(states, 0)  # compiles
+            compiled = program.compile_seconds()
+            bar.say(
+                f"{program.mapping}; {total} iterations of {per_iteration} steps; compiled in {compiled:.1f} s"
+            )
+            if run is not None:
+                folder.write(
+                    run, folder.CONFIG, description
+                )  # now that nothing can be wrong with it, it is a run
             with loop.interruptible() as stop:
                 every = [
                     options.log_every or max(1, total // 100),
@@ -114,7 +117,7 @@ def train_members(
                     options.evaluate_every,
                 ]
                 chunks = loop.advance(
-                    program, states, start, total, every, retry=recorder.retry, stop=stop,
+                    program, states, recorder.iteration, total, every, retry=recorder.retry, stop=stop,
                     stop_on_nan=options.stop_on_nan, tick=recorder.tick,
                 )  # fmt: skip
                 for states, row in chunks:
@@ -133,10 +136,10 @@ def train_members(
         return recorder.finish(states, compiled)
 
 
-def _open(
+def _previous(
     run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress
 ) -> checkpoint.Restored | None:
-    """Make the run's folder, or find where the run in it goes on."""
+    """Where the run in this folder goes on: None for one that begins."""
     if run is None:
         if resume:
             raise ValueError("resume needs a run folder: give --out")
@@ -153,9 +156,7 @@ def _open(
                 f"--resume cannot continue {run}: {wrong}; "
                 f"give the same, or start anew from it with --init {run}"
             )
-        newest = checkpoint.latest(run / folder.CHECKPOINTS)
-        for path in checkpoint.incomplete(run / folder.CHECKPOINTS):
-            bar.say(f"passing over checkpoint {path.name}: it {checkpoint.problem(path)}")
+        newest = checkpoint.latest(run / folder.CHECKPOINTS, bar.say)
         restored = checkpoint.restore(newest) if newest else None
     if resume:
         bar.say(
@@ -163,11 +164,8 @@ def _open(
             if restored
             else "no complete checkpoint to resume: starting from the beginning"
         )
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        folder.write(run, folder.CONFIG, description)
-    except OSError as error:
-        raise RunError(f"cannot write to {run}: {error.strerror}; choose another --out") from error
+    if retry := load.retries(run):
+        bar.say(f"taken up again after NaN, time {retry}: with other random numbers")
     return restored
 
 

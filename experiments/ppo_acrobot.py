@@ -1,0 +1,33 @@
+"""PPO on Acrobot-v1: 1,000,000 steps, 8 seeds in one program.
+
+    python experiments/ppo_acrobot.py [folder]
+
+TODO
+"""
+
+import json
+import sys
+
+import rljax
+from rljax import ppo
+
+ENV = "Acrobot-v1"
+SEEDS = 8
+CONFIG = ppo.Config(
+    total_steps=1_000_000,
+    learning_rate=2e-3,
+    entropy_coefficient=0.005,
+    num_envs=32,
+    num_steps=64,
+    num_epochs=8,
+    observation_normalization="running",
+)
+
+
+def main(out: str = "runs/ppo-acrobot") -> None:
+    result = rljax.train("ppo", ENV, CONFIG, seeds=SEEDS, out=out)
+    print(json.dumps(result.summary["return"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

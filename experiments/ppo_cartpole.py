@@ -1,0 +1,29 @@
+"""PPO on CartPole-v1: 500,000 steps, 8 seeds in one program.
+
+    python experiments/ppo_cartpole.py [folder]
+
+TODO
+"""
+
+import json
+import sys
+
+import rljax
+from rljax import ppo
+
+ENV = "CartPole-v1"
+SEEDS = 8
+CONFIG = ppo.Config(
+    total_steps=500_000,
+    learning_rate=1e-3,
+    num_envs=16,
+)
+
+
+def main(out: str = "runs/ppo-cartpole") -> None:
+    result = rljax.train("ppo", ENV, CONFIG, seeds=SEEDS, out=out)
+    print(json.dumps(result.summary["return"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])

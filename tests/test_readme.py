@@ -1,0 +1,57 @@
+"""The README's examples run as they stand, its table of algorithms is complete, and CI runs its test command."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from rljax import algorithms
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.+?)```", README, re.S))
+OWN = ("environment", "linen", "nnx")
+
+
+def test_the_examples_of_what_one_brings_are_short() -> None:
+    assert set(OWN) <= set(EXAMPLES)
+    for name in OWN:
+        assert len([line for line in EXAMPLES[name].splitlines() if line.strip()]) <= 15, name
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    with jax.numpy_rank_promotion("allow"):  # what a user has
+        exec(compile(EXAMPLES[name], name, "exec"), scope)
+    if name == "environment":
+        assert scope["result"].summary["return"]["iqm"] > 0.8  # the goal is worth 1, each step −0.01
+    elif name in ("linen", "nnx", "functions"):
+        assert scope["result"].summary["return"]["mean"] > 30  # a random policy gets 22
+    elif name == "pure":
+        assert scope["curves"].shape == (2, 3, 40)
+        assert (scope["curves"][:, :, -5:].mean(axis=(1, 2)) > 40).all()
+    else:
+        raise AssertionError(f"no check for the example {name}")
+
+
+def test_every_algorithm_has_a_row_with_its_file_and_experiment() -> None:
+    for name in algorithms.NAMES:
+        assert f"| `{name}` |" in README
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_ci_reads_the_test_command_from_here() -> None:
+    block = re.search(r"<!-- test command -->\n```bash\n(.+)\n```", README)
+    assert block
+    assert "pytest" in block[1]
+    assert "test command" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_first_screen_is_what_it_is_and_two_commands() -> None:
+    first = "\n".join(README.splitlines()[:23])
+    assert first.count("```bash") == 2
+    assert "unrelated" in README
