@@ -6,6 +6,7 @@ TODO
 """
 
 import json
+import statistics
 import sys
 
 import rljax
@@ -18,7 +19,7 @@ CONFIG = ppo.Config(
     num_envs=16,
 )
 GRID = {
-    "learning_rate": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    "learning_rate": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
     "clip": [0.05, 0.1, 0.2, 0.4],
 }
 
@@ -26,8 +27,11 @@ GRID = {
 def main(out: str = "runs/sweep-cartpole") -> None:
     result = rljax.sweep("ppo", ENV, GRID, CONFIG, seeds=SEEDS, out=out)
     (heat_map,) = rljax.report(out)
-    best = max(result.members, key=lambda member: member["return"])
-    print(json.dumps({"best": best, "compilations": result.compilations, "heat_map": str(heat_map)}))
+    cells: dict[str, list[float]] = {}
+    for each in result.members:
+        cells.setdefault(f"{each['learning_rate']:g}, {each['clip']:g}", []).append(each["return"])
+    means = {cell: round(statistics.fmean(returns), 1) for cell, returns in cells.items()}
+    print(json.dumps({"mean return": means, "compilations": result.compilations, "png": str(heat_map)}))
 
 
 if __name__ == "__main__":

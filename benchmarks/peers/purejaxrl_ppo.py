@@ -1,10 +1,12 @@
 """PureJaxRL's ppo.py as a worker, unchanged, from a checkout whose `purejaxrl` folder is on --path.
 
-What it needs is given from outside: `jax.tree_map`, which JAX has dropped, and empty brax and navix where they are not installed
-(wrappers.py imports them for environments other than Gymnax's). Where several seeds run on several CPU cores, its initialiser's QR
-decompositions run one after the other, since jaxlib's batched ones can wait for each other for ever; training is not touched.
+What it needs is given from outside: `jax.tree_map`, which JAX has dropped, and empty brax and navix where
+they are not installed (wrappers.py imports them for environments other than Gymnax's). Where several seeds
+run on several CPU cores, its initialiser's QR decompositions run one after the other, since jaxlib's
+batched ones can wait for each other for ever; training is not touched.
 
-Two choices in its favour: what it stacks of every step for plotting (`metrics`) is not returned, so XLA drops it, and its DEBUG callback is off.
+Two choices in its favour: what it stacks of every step for plotting (`metrics`) is not returned, so XLA
+drops it, and its DEBUG callback is off.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import jax
 
     if not hasattr(jax, "tree_map"):
-        jax.tree_map = jax.tree.map
+        setattr(jax, "tree_map", jax.tree.map)  # noqa: B010  (type checkers know that it is gone)
     if importlib.util.find_spec("brax") is None:
         stub("brax.envs.wrappers.training", EpisodeWrapper=object, AutoResetWrapper=object)
     if importlib.util.find_spec("navix") is None:
@@ -33,7 +35,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     if jax.default_backend() == "cpu" and (
         jax.local_device_count() > 1 or "," in arguments.cores or not arguments.cores
     ):
-        ppo.orthogonal = one_at_a_time(ppo.orthogonal)
+        setattr(ppo, "orthogonal", one_at_a_time(ppo.orthogonal))  # noqa: B010
 
     def prepare(case: dict[str, Any]) -> Trial:
         train = ppo.make_train(

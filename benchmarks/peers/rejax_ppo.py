@@ -1,11 +1,13 @@
 """Rejax's PPO as a worker, unchanged: `PPO.create(...).train` at equal hyper-parameters.
 
-Rejax evaluates as it trains. Here it does not: the callback is replaced by an empty one (a field of the algorithm, as its README does),
-`eval_freq` is the whole run and `skip_initial_evaluation` is set, so `train` is num_iterations times `train_iteration` and nothing else.
-One iteration is num_envs x num_steps steps, 4 epochs x 4 minibatches, as everywhere. The learning rate is optax's linear schedule.
+Rejax evaluates as it trains. Here it does not: the callback is replaced by an empty one (a field of the
+algorithm, as its README does), `eval_freq` is the whole run and `skip_initial_evaluation` is set, so
+`train` is num_iterations times `train_iteration` and nothing else. One iteration is num_envs x num_steps
+steps, 4 epochs x 4 minibatches, as everywhere. The learning rate is optax's linear schedule.
 
-What cannot be made equal without changing it, none of it dear: gradients are clipped by value instead of by global norm, Adam's
-epsilon is 1e-8, actor and critic have an optimiser each, kernels start from LeCun's initialiser instead of an orthogonal one.
+What cannot be made equal without changing it, none of it dear: gradients are clipped by value instead of by
+global norm, Adam's epsilon is 1e-8, actor and critic have an optimiser each, kernels start from LeCun's
+initialiser instead of an orthogonal one.
 """
 
 from __future__ import annotations

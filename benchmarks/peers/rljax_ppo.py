@@ -1,4 +1,4 @@
-"""rljax's PPO as a worker: `engine.build`, the program behind `rljax train`, with members mapped as it chooses."""
+"""rljax's PPO as a worker: `engine.build`, the program behind `rljax train`, with its own mapping."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """A worker process of control_throughput.py: one system, pinned, asked by JSON lines over stdin and stdout.
 
-It runs in the environment of the system that it measures, so it imports nothing but the standard library until it is pinned, then JAX.
-Requests are {"do": ...}; each answer is one line, with "error" where the request failed:
-    "compile"   with a case (num_envs, num_steps, seeds, iterations) -> {"seconds"} from Python functions to an executable
-    "time"      -> {"seconds"} of one whole training run of that case: networks and environments initialised, then every iteration
+It runs in the environment of the system that it measures, so it imports nothing but the standard library
+until it is pinned, then JAX. Requests are {"do": ...}; each answer is one line, with "error" where the
+request failed:
+    "compile"   with a case (num_envs, num_steps, seeds, iterations) -> {"seconds"} of tracing and compiling
+    "time"      -> {"seconds"} of one whole training run of that case, from initialising to the last iteration
     "measure"   -> {"value"}: the mean return after training, of a limit what was measured
     "memory"    -> {"bytes"}: the peak of this process (CPU) or of its first device
     "describe"  -> platform, device, devices, affinity, threads, versions
@@ -33,7 +34,7 @@ class Trial(NamedTuple):
 
 
 def serve(load: Callable[[argparse.Namespace], Callable[[dict[str, Any]], Trial]]) -> None:
-    """Answer requests until stdin ends. `load` imports the system, once pinned, and returns what compiles a case."""
+    """Answer requests until stdin ends. `load` imports the system, once pinned; it returns what compiles."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cores", default="", help="comma-separated; empty: no pinning")
     parser.add_argument(
@@ -74,14 +75,13 @@ def serve(load: Callable[[argparse.Namespace], Callable[[dict[str, Any]], Trial]
                 case unknown:
                     raise ValueError(f"a worker cannot {unknown!r}")
         except Exception as error:  # the benchmark goes on without this system
-            answer = {
-                "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
-            }
+            text = (str(error).strip().splitlines() or [""])[0]
+            answer = {"error": f"{type(error).__name__}: {text[:200]}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def compile_mapped(function: Callable[[Any], Any], seeds: int) -> Callable[[], Any]:
-    """`function(key)` over seeds as the peers' READMEs map it: jit for one, vmap for several, pmap of vmap over several devices."""
+    """`function(key)` over seeds as the peers' READMEs map it: jit, vmap, or pmap over several devices."""
     import jax
 
     keys, devices = jax.random.split(jax.random.PRNGKey(0), seeds), jax.local_device_count()
@@ -129,10 +129,11 @@ def describe() -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
+    """The version of an installed or, as a checkout's, imported package."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
+        return getattr(sys.modules.get(package), "__version__", None)
 
 
 def processor() -> str:
@@ -145,7 +146,8 @@ def processor() -> str:
         extensions = [
             name for name in ("amx_tile", "avx512f", "avx2") if name in fields.get("flags", "").split()
         ]
-        return f"{fields['model name'].strip()} ({', '.join(['model ' + fields['model'].strip(), *extensions[:1]])})"
+        details = ", ".join(["model " + fields["model"].strip(), *extensions[:1]])
+        return f"{fields['model name'].strip()} ({details})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
 

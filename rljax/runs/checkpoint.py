@@ -155,7 +155,7 @@ def rebuild(template: PyTree, arrays: dict[str, np.ndarray], where: Any) -> PyTr
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all. Raises: ValueError for NaN and infinities, which JSON has not."""
+    """Write a JSON file whole or not at all. Raises: ValueError for NaN and infinities, no JSON."""
     text = json.dumps(content, indent=1, allow_nan=False)
     partial = path.with_name(f".{path.name}.partial")
     with open(partial, "w") as file:

@@ -25,7 +25,7 @@ EVALUATION = 2**31 - 1  # folded into the run key where training folds an iterat
 
 
 class Program(NamedTuple):
-    """Compiled functions over S members (padded to a multiple of the devices) and what compiling them took."""
+    """Compiled functions over S members (padded to a multiple of the devices) and what compiling took."""
 
     init: Callable[[], PyTree]  # () -> states (S, ...)
     advance: Callable[
@@ -107,8 +107,8 @@ def build(
     """The program of S = len(seeds) members on this machine's devices; member i has seed seeds[i] and
     swept[field][i].
 
-    `cache` keeps compiled programs for later calls that differ in seeds and swept values only; fewer members than it was compiled
-    for are padded.
+    `cache` keeps compiled programs for later calls that differ in seeds and swept values only; fewer
+    members than they were compiled for are padded.
 
     Raises: ValueError of `make`, which is called here once with each member's concrete Config.
     """
@@ -196,10 +196,8 @@ def build(
         analysis = compiled(
             "advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)
         ).memory_analysis()
-        outputs = (
-            analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        )  # donated states are counted as arguments
-        return analysis.argument_size_in_bytes + outputs + analysis.temp_size_in_bytes
+        sizes = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
+        return sum(sizes) - analysis.alias_size_in_bytes  # donated states are argument and output
 
     return Program(
         init=start,

@@ -131,7 +131,8 @@ def writing(run: Path | None) -> Iterator[None]:
         if run is None or error.errno is None:  # one of ours, about something that is not there
             raise
         raise RunError(
-            f"cannot write to {run}: {error.strerror}; make room there and continue with --resume, or choose another --out"
+            f"cannot write to {run}: {error.strerror}; "
+            "make room there and continue with --resume, or choose another --out"
         ) from error
 
 

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class NotFinite(Exception):
-    """Some member's metrics were NaN or infinite: in which iteration (from 1), in which metrics, of which members."""
+    """Some member's metrics were NaN or infinite: in which iteration (from 1), which, of which members."""
 
     def __init__(self, iteration: int, metrics: list[str], members: list[int]) -> None:
         super().__init__(iteration, metrics, members)

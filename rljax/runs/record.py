@@ -51,13 +51,8 @@ def options_from(given: dict[str, Any]) -> Options:
         if name not in Options._fields:
             raise ValueError(f"train has no option {name}{checks.suggest(name, Options._fields)}")
     options = Options(**given)
-    for name, low in (
-        ("checkpoint_every", 0),
-        ("evaluate_every", 0),
-        ("log_every", 0),
-        ("keep", 1),
-        ("evaluation_episodes", 1),
-    ):
+    lowest = {"checkpoint_every": 0, "evaluate_every": 0, "log_every": 0, "keep": 1, "evaluation_episodes": 1}
+    for name, low in lowest.items():
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} = {checks.show(value)}: must be an integer of at least {low}")
@@ -89,9 +84,7 @@ class Recorder:
         self.retry = load.retries(run) if run else 0
         self.saved = self.iteration if restored else -1
         self.rows: list[dict[str, Any]] = []
-        self.current: np.ndarray | None = (
-            None  # (S,) the newest return of each member, NaN where there is none
-        )
+        self.current: np.ndarray | None = None  # (S,) the newest return of each member, NaN for none
         if restored and restored.metadata["returns"] is not None:
             self.current = np.asarray(restored.metadata["returns"], np.float64)
         self.writers = log.writers(
@@ -169,10 +162,9 @@ class Recorder:
         """A checkpoint of this iteration, if there is a folder and none yet."""
         if self.run is None or self.saved == self.iteration:
             return
-        returns = (
-            None if self.current is None else [x if math.isfinite(x) else None for x in self.current.tolist()]
-        )
-        metadata = {"seconds": self.seconds, "score": self.score(), "returns": returns}
+        returns = [] if self.current is None else self.current.tolist()
+        known = [value if math.isfinite(value) else None for value in returns]
+        metadata = {"seconds": self.seconds, "score": self.score(), "returns": known or None}
         where = self.run / folder.CHECKPOINTS
         checkpoint.save(where, self.iteration, self.program.fetch(states), metadata, self.options.keep)
         self.saved = self.iteration

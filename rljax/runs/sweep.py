@@ -114,7 +114,8 @@ def sweep(
             "steps_per_second": float(np.mean(speeds)),
             "device": folder.device(),
         }
-        folder.write(run, "sweep.json", content)
+        with folder.writing(run):
+            folder.write(run, "sweep.json", content)
     return SweepResult(rows, run, results, compilations)
 
 
@@ -159,7 +160,9 @@ def plan(
 def _split(
     setup: load.Setup, part: Part, limit: float, network: Network | None, cache: dict[Any, Any]
 ) -> tuple[list[Part], int]:
-    """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how many were compiled."""
+    """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how
+    many were compiled.
+    """
     config = setup.config.replace(**part.static)
     size = number = len(part.seeds)
     compiled = 1

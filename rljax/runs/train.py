@@ -104,12 +104,11 @@ def train_members(
             states, _, _ = program.advance(states, 0)  # compiles
             compiled = program.compile_seconds()
             bar.say(
-                f"{program.mapping}; {total} iterations of {per_iteration} steps; compiled in {compiled:.1f} s"
+                f"{program.mapping}; {total} iterations of {per_iteration} steps; "
+                f"compiled in {compiled:.1f} s"
             )
-            if run is not None:
-                folder.write(
-                    run, folder.CONFIG, description
-                )  # now that nothing can be wrong with it, it is a run
+            if run is not None:  # not earlier: a folder with a config.json is a run, taken
+                folder.write(run, folder.CONFIG, description)
             with loop.interruptible() as stop:
                 every = [
                     options.log_every or max(1, total // 100),

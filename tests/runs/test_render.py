@@ -130,6 +130,7 @@ def test_wrapped_states_are_unwrapped(tmp_path):
 def test_nothing_outside_is_touched(tmp_path, monkeypatch):
     import matplotlib.pyplot as plt
 
+    monkeypatch.chdir(tmp_path)  # where SDL's "disk" writes its sound
     monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
     monkeypatch.setenv("SDL_AUDIODRIVER", "disk")
     before = dict(os.environ)

@@ -1,0 +1,533 @@
+"""Environment steps per second of whole PPO training runs: rljax, Rejax and PureJaxRL on the same cores.
+
+    python benchmarks/control_throughput.py --cores 0 --seeds 1,8 --rejax-python PYTHON --purejaxrl CHECKOUT
+
+PPO on CartPole-v1 at PureJaxRL's hyper-parameters (separate 64-64 tanh networks, 4 epochs x 4 minibatches,
+learning rate 2.5e-4 falling to 0, clip 0.2, γ 0.99, λ 0.95, entropy 0.01, value 0.5, gradient norm 0.5,
+clipped value loss) for every system; peers/*.py say what could not be made equal. Each system is a process
+of its own in its own environment, one per case, pinned to the same cores and kept alive; they take turns,
+in the opposite order each second round, so that a slow minute of a shared machine hits all. One timing is a
+whole training run (initialising included, compiling not) of equally many iterations for all, as many as
+make the fastest take --seconds. Ratios are of medians, and in brackets the lowest and the highest of the
+rounds.
+
+A result is written per case to results/control_throughput_HARDWARE.json, beside the cases already there.
+Peak memory is the process's (CPU; JAX itself about 0.25 GB) or the first device's. Compile seconds are
+tracing and compiling in a fresh process, and again. The limit (one core only) is 227 kFLOP of matmul at the
+rate of a 1,024 x 1,024 product and 1,280 tanh per step, measured each round.
+
+Several seeds: the peers map them with vmap, as their READMEs do; rljax as `rljax train --seeds` does, one
+after the other on each core, sharded over the cores. The systems rejax-pmap and purejaxrl-pmap shard too,
+with pmap over as many host devices as there are cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tables
+
+HERE = Path(__file__).parent
+SYSTEMS = ("rljax", "purejaxrl", "rejax", "purejaxrl-pmap", "rejax-pmap")
+NAMES = {
+    "rljax": "rljax",
+    "purejaxrl": "PureJaxRL",
+    "rejax": "Rejax",
+    "purejaxrl-pmap": "PureJaxRL, pmap",
+    "rejax-pmap": "Rejax, pmap",
+}
+
+
+class Case(NamedTuple):
+    num_envs: int
+    num_steps: int
+    seeds: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.num_envs}x{self.num_steps}/{self.seeds}"
+
+    @property
+    def steps(self) -> int:
+        """Of one iteration, over all seeds."""
+        return self.num_envs * self.num_steps * self.seeds
+
+
+class Failure(Exception):
+    """A system could not do a case: out of memory, too slow, a wrong environment."""
+
+
+class Worker:
+    """A process that runs one of peers/*.py."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], timeout: float) -> None:
+        self.timeout, self.unread = timeout, b""
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the worker)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment
+        )
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Raises: Failure where the worker answers with an error, ends, or does not answer in time."""
+        assert self.process.stdin
+        assert self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            raise Failure(self.ending()) from None
+        limit = time.monotonic() + self.timeout
+        while b"\n" not in self.unread:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, limit - time.monotonic()))
+            if not ready:
+                self.process.kill()
+                raise Failure(f"no answer to {do} within {self.timeout:.0f} s")
+            received = os.read(self.process.stdout.fileno(), 1 << 16)
+            if not received:
+                raise Failure(self.ending())
+            self.unread += received
+        line, _, self.unread = self.unread.partition(b"\n")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failure(answer["error"])
+        return answer
+
+    def ending(self) -> str:
+        status = self.process.wait()
+        self.errors.seek(0)
+        lines = self.errors.read().strip().splitlines() or [""]
+        return f"the worker ended with status {status}: {lines[-1][:200]}"
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+
+def main(words: list[str] | None = None) -> int:
+    arguments = parse(words)
+    try:
+        if arguments.table:
+            print(table(tables.read(arguments.table)))
+        elif arguments.write_readme:
+            found = [
+                table(tables.read(path)) for path in sorted(tables.RESULTS.glob("control_throughput_*.json"))
+            ]
+            tables.write_readme("throughput", "\n\n".join(found) or "Not measured yet.")
+        elif arguments.startup:
+            startup(arguments)
+        else:
+            run(arguments)
+    except (ValueError, FileNotFoundError, Failure) as error:
+        print(f"control_throughput: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    about = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(description=about[0], epilog=about[1].strip())
+    parser.add_argument(
+        "--shapes",
+        type=shapes,
+        default=shapes("64x128,4x128"),
+        metavar="ENVSxSTEPS,...",
+        help="default: 64x128,4x128",
+    )
+    parser.add_argument(
+        "--seeds", type=counts, metavar="N,...", help="default: 1,8,64,512; a GPU: 1,64,256,2048"
+    )
+    parser.add_argument(
+        "--cores", type=cores, metavar="N,...", help="pin all systems to these; default on a GPU: none"
+    )
+    parser.add_argument("--gpu", action="store_true", help="measure on the accelerator: no pinning, no limit")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="that a timing of the fastest system lasts; default: 5"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each system; default: 5")
+    parser.add_argument(
+        "--systems",
+        type=systems,
+        metavar="NAME,...",
+        help=f"of {', '.join(SYSTEMS)}; default: rljax and the peers given",
+    )
+    parser.add_argument(
+        "--rejax-python",
+        type=Path,
+        metavar="PATH",
+        help="the Python of an environment with Rejax 0.1.3 and gymnax 0.0.9",
+    )
+    parser.add_argument("--purejaxrl", type=Path, metavar="PATH", help="a checkout of PureJaxRL")
+    parser.add_argument("--purejaxrl-python", type=Path, metavar="PATH", help="its Python; default: Rejax's")
+    parser.add_argument(
+        "--purejaxrl-stubs",
+        type=Path,
+        metavar="PATH",
+        help="put on its sys.path: stand-ins for brax and navix",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=900.0, help="seconds for one answer of a system; default: 900"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the results file; default: one per hardware in benchmarks/results"
+    )
+    parser.add_argument(
+        "--table", type=Path, metavar="JSON", help="print the table of a results file, and measure nothing"
+    )
+    parser.add_argument(
+        "--write-readme",
+        action="store_true",
+        help="put the tables of all results files into README.md, and measure nothing",
+    )
+    parser.add_argument(
+        "--startup", action="store_true", help="seconds from the command `rljax train` to its first progress"
+    )
+    found = parser.parse_args(words)
+    if found.rounds < 1 or found.seconds <= 0 or found.timeout <= 0:
+        parser.error("--rounds, --seconds and --timeout must be positive")
+    if found.gpu and found.cores:
+        parser.error("--gpu measures unpinned: leave out --cores")
+    if found.table or found.write_readme or found.startup:
+        return found
+    if not (found.gpu or found.cores):
+        parser.error("name the cores to pin to, such as --cores 0, or --gpu")
+    given = ["rljax", *(["purejaxrl"] if found.purejaxrl else []), *(["rejax"] if found.rejax_python else [])]
+    found.systems = found.systems or given
+    found.seeds = found.seeds or ([1, 64, 256, 2048] if found.gpu else [1, 8, 64, 512])
+    found.purejaxrl_python = found.purejaxrl_python or found.rejax_python
+    for name in found.systems:
+        if name.startswith("rejax") and not found.rejax_python:
+            parser.error(f"{name} needs --rejax-python")
+        if name.startswith("purejaxrl") and not (found.purejaxrl and found.purejaxrl_python):
+            parser.error(f"{name} needs --purejaxrl and --purejaxrl-python")
+    return found
+
+
+def shapes(text: str) -> list[tuple[int, int]]:
+    found = [re.fullmatch(r"(\d+)x(\d+)", part) for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of ENVSxSTEPS, such as 64x128,4x128")
+    return [(int(each[1]), int(each[2])) for each in found if each]
+
+
+def counts(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of counts, such as 1,8")
+    return [int(part) for part in text.split(",")]
+
+
+def cores(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of cores, such as 0,1")
+    return sorted({int(part) for part in text.split(",")})
+
+
+def systems(text: str) -> list[str]:
+    found = text.split(",")
+    if unknown := [name for name in found if name not in SYSTEMS]:
+        raise argparse.ArgumentTypeError(f"no system {unknown[0]!r}: there are {', '.join(SYSTEMS)}")
+    return found
+
+
+def start(name: str, arguments: argparse.Namespace) -> Worker:
+    """The worker of a system (or of the limit), in its environment."""
+    kind = name.removesuffix("-pmap")
+    python = {"rejax": arguments.rejax_python, "purejaxrl": arguments.purejaxrl_python}.get(
+        kind
+    ) or sys.executable
+    script = HERE / "peers" / ("limit.py" if kind == "limit" else f"{kind}_ppo.py")
+    command = [str(python), str(script)]
+    pinned = arguments.cores or []
+    if pinned:
+        command += ["--cores", ",".join(map(str, pinned))]
+    if name.endswith("-pmap"):
+        command += ["--devices", str(len(pinned) or 1)]
+    if kind == "purejaxrl":
+        checkout = arguments.purejaxrl
+        folder = checkout / "purejaxrl" if (checkout / "purejaxrl").is_dir() else checkout
+        for path in [folder, *([arguments.purejaxrl_stubs] if arguments.purejaxrl_stubs else [])]:
+            command += ["--path", str(path.resolve())]
+    cut = ("PYTHONPATH", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "RLJAX_HOST_DEVICES")
+    environment = {key: value for key, value in os.environ.items() if key not in cut}
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = (
+        "false"  # several processes share an accelerator, and its peak tells
+    )
+    if not arguments.gpu:
+        environment["JAX_PLATFORMS"] = "cpu"
+    if kind == "rljax":
+        environment["PYTHONPATH"] = str(HERE.parent)
+    return Worker(command, environment, arguments.timeout)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    path: Path | None = arguments.out
+    for num_envs, num_steps in arguments.shapes:
+        for seeds in arguments.seeds:
+            case = Case(num_envs, num_steps, seeds)
+            hardware, result = measure(case, arguments)
+            path = path or tables.RESULTS / f"control_throughput_{tables.slug(hardware)}.json"
+            content = (
+                tables.read(path) if path.is_file() else {"benchmark": "control_throughput", "cases": {}}
+            )
+            if content.setdefault("hardware", hardware) != hardware:
+                raise ValueError(
+                    f"{path} holds results of {content['hardware']}, not of {hardware}: name another --out"
+                )
+            content["cases"][case.name] = result
+            tables.write(path, content)
+            print(table(content | {"cases": {case.name: result}}), flush=True)
+    print(f"\nwritten to {path}")
+
+
+def measure(case: Case, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """One case with every system. Returns: the hardware's name, and what the results file says of it."""
+    names: list[str] = list(arguments.systems)
+    limited = not arguments.gpu and len(arguments.cores) == 1
+    workers: dict[str, Worker] = {}
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    described: dict[str, Any] = {}
+    limits: list[dict[str, float]] = []
+
+    def attempt(name: str, do: str, **more: Any) -> dict[str, Any] | None:
+        if "error" in found[name]:
+            return None
+        try:
+            return workers[name].ask(do, **more)
+        except Failure as failure:
+            found[name]["error"] = str(failure)
+            print(f"  {NAMES[name]}: {failure}", flush=True)
+            workers[name].close()
+            return None
+
+    def compiled(name: str, iterations: int) -> None:
+        more = {
+            "num_envs": case.num_envs,
+            "num_steps": case.num_steps,
+            "seeds": case.seeds,
+            "iterations": iterations,
+        }
+        if answer := attempt(name, "compile", **more):
+            found[name].setdefault("compile_seconds", []).append(round(answer["seconds"], 2))
+
+    print(
+        f"{case.name}: {case.num_envs} environments x {case.num_steps} steps, seeds: {case.seeds}", flush=True
+    )
+    try:
+        for name in names:  # one at a time: nothing else runs while a system compiles
+            workers[name] = start(name, arguments)
+            if answer := attempt(name, "describe"):
+                described[name] = answer
+        few = max(1, 65_536 // case.steps)
+        pace = {}
+        for name in names:
+            compiled(name, few)
+            for _ in range(2):  # the second without first-time costs
+                if answer := attempt(name, "time"):
+                    pace[name] = answer["seconds"] / few
+        if not pace:
+            raise Failure(f"no system could run {case.name}: {found}")
+        iterations = max(1, -int(-arguments.seconds // min(pace.values())))
+        print(f"  {iterations} iterations of {case.steps:,} steps per timing", flush=True)
+        for name in names:
+            compiled(name, iterations)
+        if limited:
+            workers["limit"] = start("limit", arguments)
+            workers["limit"].ask("compile")
+        for number in range(arguments.rounds):
+            for name in names if number % 2 == 0 else names[::-1]:
+                if answer := attempt(name, "time"):
+                    found[name].setdefault("seconds", []).append(round(answer["seconds"], 4))
+            if limited:
+                limits.append(workers["limit"].ask("measure")["value"])
+            print(
+                f"  round {number + 1}: "
+                + "  ".join(f"{n} {found[n]['seconds'][-1]:.2f} s" for n in names if "error" not in found[n]),
+                flush=True,
+            )
+        for name in [name for name in names if "error" not in found[name]]:
+            found[name]["peak_bytes"] = workers[name].ask("memory")["bytes"]
+            if case.seeds <= 8:
+                with contextlib.suppress(Failure):  # it has been timed all the same
+                    found[name]["mean_return"] = round(workers[name].ask("measure")["value"], 2)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    if not described:
+        raise Failure("no system could start")
+    first = next(iter(described.values()))
+    result: dict[str, Any] = case._asdict() | {
+        "iterations": iterations,
+        "steps": iterations * case.steps,
+        "affinity": first["affinity"],
+        "rounds": arguments.rounds,
+        "seconds_wanted": arguments.seconds,
+        "revision": revision(HERE.parent),
+        "systems": summarise(found, described, iterations * case.steps),
+    }
+    if arguments.purejaxrl:
+        result["purejaxrl_revision"] = revision(arguments.purejaxrl)
+    if limits:
+        result["limit"] = limit(limits, result["systems"].get("rljax", {}).get("steps_per_second"))
+    width = (
+        f"{len(arguments.cores)} core{'s' * (len(arguments.cores) > 1)}"
+        if arguments.cores
+        else f"x {first['devices']}"
+    )
+    return f"{first['device']}, {width}", result
+
+
+def summarise(found: dict[str, dict[str, Any]], described: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What each system's timings come to: medians, and rljax's speed over each peer's, by round too."""
+    ours = found.get("rljax", {})
+    systems = {}
+    for name, each in found.items():
+        each = dict(each)
+        if "error" not in each:
+            each["steps_per_second"] = round(steps / statistics.median(each["seconds"]), 1)
+            if name != "rljax" and "seconds" in ours and "error" not in ours:
+                rounds = [theirs / own for theirs, own in zip(each["seconds"], ours["seconds"], strict=True)]
+                whole = statistics.median(each["seconds"]) / statistics.median(ours["seconds"])
+                each["rljax_is_faster_by"] = {
+                    "medians": round(whole, 3),
+                    "rounds": [round(x, 3) for x in rounds],
+                }
+        systems[name] = each | {
+            key: described[name][key]
+            for key in ("threads", "devices", "affinity", "versions")
+            if key in described.get(name, {})
+        }
+    return systems
+
+
+def work(observation: int = 4, actions: int = 2, hidden: int = 64, epochs: int = 4) -> tuple[int, int]:
+    """FLOP of matmul and number of tanh that PPO with separate two-layer networks needs per environment step.
+
+    One forward in the rollout, and per epoch a forward, a backward to the weights and one to the inputs of
+    all but the first layer.
+    """
+    forward = backward = 0
+    for outputs in (actions, 1):
+        layers = [2 * a * b for a, b in ((observation, hidden), (hidden, hidden), (hidden, outputs))]
+        forward += sum(layers)
+        backward += sum(layers) + sum(layers[1:])
+    return forward + epochs * (forward + backward), (1 + epochs) * 2 * 2 * hidden
+
+
+def limit(measured: list[dict[str, float]], reached: float | None) -> dict[str, float]:
+    """The most environment steps per second that matmul and tanh on the core allow, and rljax's share."""
+    flops, tanh = work()
+    rate = statistics.median(each["matmul_flops_per_second"] for each in measured)
+    seconds = statistics.median(each["tanh_seconds"] for each in measured)
+    most = 1 / (flops / rate + tanh * seconds)
+    found = {
+        "matmul_flops_per_second": round(rate),
+        "tanh_seconds": float(f"{seconds:.4g}"),
+        "steps_per_second": round(most),
+    }
+    return found | ({"reached": round(reached / most, 4)} if reached else {})
+
+
+def revision(checkout: Path) -> str | None:
+    """The git revision of a checkout, with a + where it has uncommitted changes."""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def table(content: dict[str, Any]) -> str:
+    """A results file as Markdown: the hardware, then a row per case."""
+    cases = sorted(
+        content["cases"].values(), key=lambda case: (-case["num_envs"], case["num_steps"], case["seeds"])
+    )
+    names = [name for name in SYSTEMS if any(name in case["systems"] for case in cases)]
+    limited = any("limit" in case for case in cases)
+    columns = ["environments x steps", "seeds"]
+    for name in names:
+        columns += [f"{NAMES[name]}, steps/s"] + ([] if name == "rljax" else ["rljax is faster by"])
+    columns += [
+        *(["of the limit"] if limited else []),
+        "compile s, " + " / ".join(NAMES[name] for name in names),
+    ]
+    columns += ["peak GB, " + " / ".join(NAMES[name] for name in names)]
+    rows = []
+    for case in cases:
+        row = [f"{case['num_envs']} x {case['num_steps']}", str(case["seeds"])]
+        found = [case["systems"].get(name, {}) for name in names]
+        for name, each in zip(names, found, strict=True):
+            failed = "failed" if "error" in each else "–"
+            row.append(f"{each['steps_per_second'] / 1e3:,.1f}k" if "steps_per_second" in each else failed)
+            if name != "rljax":
+                row.append(ratio(each.get("rljax_is_faster_by")))
+        if limited:
+            row.append(f"{case['limit']['reached']:.0%}" if "reached" in case.get("limit", {}) else "–")
+        row.append(
+            " / ".join(
+                f"{each['compile_seconds'][0]:.1f}" if "compile_seconds" in each else "–" for each in found
+            )
+        )
+        row.append(
+            " / ".join(f"{each['peak_bytes'] / 1e9:.2f}" if each.get("peak_bytes") else "–" for each in found)
+        )
+        rows.append(row)
+    return f"**{content['hardware']}**\n\n{tables.markdown(columns, rows)}"
+
+
+def ratio(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "–"
+    return f"**{found['medians']:.2f}** ({min(found['rounds']):.2f}–{max(found['rounds']):.2f})"
+
+
+def startup(arguments: argparse.Namespace) -> None:
+    """Seconds from `rljax train ppo --env CartPole-v1` on a terminal to its first progress."""
+    import pty
+
+    if arguments.cores:
+        os.sched_setaffinity(0, arguments.cores)  # the command inherits it
+    seconds = []
+    for _ in range(arguments.rounds):
+        terminal, inside = pty.openpty()
+        with tempfile.TemporaryDirectory() as folder:
+            words = f"-m rljax train ppo --env CartPole-v1 --steps 20e6 --out {folder}/run".split()
+            environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TERM": "xterm", "COLUMNS": "160"}
+            begun = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, *words], stdin=inside, stdout=inside, stderr=inside, env=environment
+            )
+            os.close(inside)
+            shown = b""
+            try:
+                while b"steps/s" not in shown:  # the bar says so from its first update
+                    ready, _, _ = select.select([terminal], [], [], arguments.timeout)
+                    if not ready:
+                        raise Failure(f"no progress within {arguments.timeout:.0f} s")
+                    try:
+                        shown += os.read(terminal, 1 << 16)
+                    except OSError:
+                        raise Failure(f"rljax ended without progress: {shown[-300:]!r}") from None
+                seconds.append(time.perf_counter() - begun)
+            finally:
+                process.kill()
+                process.wait()
+                os.close(terminal)
+        print(f"  {seconds[-1]:.1f} s", flush=True)
+    print(f"to the first progress: {statistics.median(seconds):.1f} s, median of {len(seconds)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Every algorithm solves the probes, whose answers are known; and identities between algorithms."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rljax
+from rljax import algorithms, envs, models
+from rljax.types import Network
+
+GAMMA = 0.9
+ITERATIONS = 400
+FAST_COMPILATION = {"xla_backend_optimization_level": 0}  # a run takes 0.1 s, compiling it otherwise 4 s
+
+
+class Answer(NamedTuple):
+    """What is right at each of the observations: the value of the best policy, and its action."""
+
+    observations: list[float]
+    values: list[float]
+    actions: list[float] | None = None
+
+
+ANSWERS = {
+    "ValueConstant-probe": Answer([0], [1]),
+    "ValueObservation-probe": Answer([-1, 1], [-1, 1]),
+    "ValueDiscount-probe": Answer([0, 1], [GAMMA, 1]),
+    "PolicyAdvantage-probe": Answer([0], [1], [1]),
+    "PolicyObservation-probe": Answer([-1, 1], [1, 1], [0, 1]),
+    "ContinuousAdvantage-probe": Answer([0], [0], [0.5]),
+    "ContinuousObservation-probe": Answer([-1, 1], [0, 0], [-0.5, 0.5]),
+    "Truncation-probe": Answer([0], [1 / (1 - GAMMA)]),
+    "FinalObservation-probe": Answer([-1, 1], [GAMMA / (1 - GAMMA**2), 1 / (1 - GAMMA**2)]),
+}
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "reinforce": {"num_envs": 32, "num_steps": 5, "value_coefficient": 2.0},
+    "a2c": {"num_envs": 32, "num_steps": 4, "entropy_coefficient": 0.0},
+    "ppo": {"num_envs": 16, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2},
+}
+
+
+def test_every_probe_and_algorithm_is_here() -> None:
+    assert set(ANSWERS) | {"NanReward-probe"} == set(envs.probes.PROBES)
+    assert set(FIELDS) == set(algorithms.NAMES)
+
+
+def solve(name: str, env: Any, **fields: Any) -> tuple[Any, Any]:
+    """A trained algorithm on a probe: functions of observations (B,) to values (B,) and greedy actions (B,)."""
+    module = algorithms.get(name)
+    config = module.Config(
+        **{"learning_rate": 1e-2, "discount": GAMMA, "hidden_sizes": (16,), "initial_log_std": -1.0}
+        | FIELDS[name]
+        | fields
+    )
+    config = config.replace(total_steps=float(ITERATIONS * config.steps_per_iteration))
+    head = models.policy_head(env.action_space)
+    network = models.actor_critic(env.observation_space, head, config)
+    algorithm = module.make(env, config, network)
+
+    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    def train(key: Any) -> Any:
+        init_key, run_key = jax.random.split(key)
+        return rljax.run(algorithm, run_key, algorithm.init(init_key), ITERATIONS)[0]
+
+    state = train(jax.random.key(0))
+    policy = algorithm.policy(state)
+    column = lambda observations: jnp.asarray(observations, jnp.float32)[:, None]
+    value = lambda observations: network.apply(state.params, column(observations))[1]
+    greedy = lambda observations: policy.act(jax.random.key(1), column(observations), policy.init(), True)[0]
+    return value, greedy
+
+
+@pytest.mark.parametrize("probe", ANSWERS)
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_probe_is_solved(name: str, probe: str) -> None:
+    answer = ANSWERS[probe]
+    value, greedy = solve(name, envs.make(probe))
+    np.testing.assert_allclose(value(answer.observations), answer.values, atol=0.1)
+    if answer.actions is not None:
+        actions = np.asarray(greedy(answer.observations)).reshape(len(answer.actions))
+        np.testing.assert_allclose(actions, answer.actions, atol=0.1)
+
+
+class Rule(NamedTuple):
+    """A network without layers on probes of one observation: two logits and a value."""
+
+    logits: Any
+    value: Any
+
+
+def plain_network(actions: int) -> Network:
+    def apply(params: Rule, obs: Any) -> tuple[Any, Any]:
+        batch = obs.shape[:-1]
+        return jnp.broadcast_to(params.logits, (*batch, actions)), jnp.broadcast_to(params.value, batch)
+
+    return Network(lambda key, obs: Rule(jnp.zeros(actions), jnp.float32(0)), apply)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_gradient_is_the_one_computed_by_hand(name: str) -> None:
+    """PolicyAdvantage at uniform logits and v = 0, so that A = r = ±1 for the actions 1 and 0.
+
+    Whatever was drawn, −A ∇log π(a) = −r (e_a − ½) is (½, −½); the value's gradient is c_v (v − mean r).
+    """
+    module, env = algorithms.get(name), envs.make("PolicyAdvantage-probe")
+    config = module.Config(
+        learning_rate=1e-3, num_envs=16, num_steps=4, value_coefficient=0.7, advantage_normalization="none"
+    )
+    if name == "ppo":
+        config = config.replace(num_epochs=1, num_minibatches=1)
+    algorithm = module.make(env, config, plain_network(2))
+    state, metrics = jax.jit(algorithm.step)(jax.random.key(1), algorithm.init(jax.random.key(0)))
+    mean_reward = float(metrics.episode_return.value)
+    assert 0 < abs(mean_reward) < 1
+    expected = np.sqrt(0.5 + (0.7 * mean_reward) ** 2)
+    np.testing.assert_allclose(metrics.gradient_norm.value, expected, rtol=1e-5)
+    # Every rule but the clipped gradient's length is sign-like at the first step: downhill in each parameter.
+    assert state.params.logits[1] > 0 > state.params.logits[0]
+    assert np.sign(state.params.value) == np.sign(mean_reward)
+
+
+def test_ppo_adds_up_the_gradient_norms_of_all_minibatches() -> None:
+    """ValueConstant: only v learns, by Adam on g = c_v (v − 1), once per minibatch; the whole of it by hand."""
+    epochs, minibatches, rate, coefficient, epsilon = 3, 2, 0.1, 0.7, 1e-5
+    config = algorithms.get("ppo").Config(
+        learning_rate=rate,
+        num_envs=4,
+        num_steps=4,
+        num_epochs=epochs,
+        num_minibatches=minibatches,
+        value_coefficient=coefficient,
+        adam_epsilon=epsilon,
+        max_grad_norm=10.0,
+        value_loss="plain",
+        schedule="constant",
+    )
+    algorithm = algorithms.get("ppo").make(envs.make("ValueConstant-probe"), config, plain_network(1))
+    state, metrics = jax.jit(algorithm.step)(jax.random.key(1), algorithm.init(jax.random.key(0)))
+    value = first = second = 0.0
+    norms = []
+    for step in range(1, epochs * minibatches + 1):
+        gradient = coefficient * (value - 1)
+        norms.append(abs(gradient))
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        direction = first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + epsilon)
+        value -= rate * direction
+    assert int(metrics.gradient_norm.count) == epochs * minibatches
+    np.testing.assert_allclose(metrics.gradient_norm.total, sum(norms), rtol=1e-5)
+    np.testing.assert_allclose(state.params.value, value, rtol=1e-5)
+
+
+def test_a2c_is_ppo_with_one_epoch_and_one_minibatch() -> None:
+    """Huang et al. 2022, arXiv:2205.09123: no ratio is clipped before the first step."""
+    env = envs.make("CartPole-v1")
+    shared = {
+        "total_steps": 10_000.0,
+        "learning_rate": 3e-3,
+        "trace_decay": 1.0,
+        "num_envs": 8,
+        "num_steps": 16,
+        "hidden_sizes": (16,),
+        "advantage_normalization": "none",
+    }
+    a2c = algorithms.get("a2c").make(
+        env, algorithms.get("a2c").Config(optimizer="adam", epsilon=1e-5, **shared)
+    )
+    ppo_config = algorithms.get("ppo").Config(num_epochs=1, num_minibatches=1, value_loss="plain", **shared)
+    ppo = algorithms.get("ppo").make(env, ppo_config)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def parameters(of_ppo: bool) -> tuple[Any, Any]:
+        algorithm = ppo if of_ppo else a2c
+        # PPO splits its key into those of the rollout and of the shuffling; A2C's is the rollout's.
+        step = lambda state, key: algorithm.step(key if of_ppo else jax.random.split(key)[0], state)
+        start = algorithm.init(jax.random.key(0))
+        state, _ = jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 3))
+        return start.params, state.params
+
+    (start, ours), (same, theirs) = parameters(False), parameters(True)
+    for one, two, first, second in zip(*map(jax.tree.leaves, (start, same, ours, theirs)), strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(first, second, atol=1e-6, rtol=0)
+        assert np.abs(first - one).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_the_ratio_is_one_before_the_policy_moves(name: str) -> None:
+    """|ρ − 1| ≤ 1e-5 for every step of every minibatch, counted by a clip of 1e-5.
+
+    The policy is a trained one, and is held by a learning rate that moves no float32. With |d| ≤ 1e-5 for
+    d = log ρ, k3 = expm1(d) − d is at most d²/2 = 5e-11 and rounding of expm1(d), some ulps of 1e-5 ≈ 1e-12.
+    """
+    ppo, env = algorithms.get("ppo"), envs.make(name)
+    config = ppo.Config(
+        learning_rate=1e-2,
+        num_envs=8,
+        num_steps=32,
+        hidden_sizes=(16,),
+        observation_normalization="running",
+        total_steps=1e6,
+    )
+    held, moving = (1e-30, 1e-5), (1e-2, 0.2)
+
+    @jax.jit
+    def train(key: Any, numbers: Any) -> Any:
+        def step(state: Any, numbers: Any) -> tuple[Any, Any]:
+            learning_rate, clip = numbers
+            algorithm = ppo.make(env, config.replace(learning_rate=learning_rate, clip=clip))
+            return algorithm.step(jax.random.fold_in(run_key, state.iteration), state)
+
+        init_key, run_key = jax.random.split(key)
+        return jax.lax.scan(step, ppo.make(env, config).init(init_key), numbers)[1]
+
+    metrics = train(jax.random.key(0), tuple(jnp.array([moving] * 5 + [held]).T))
+    before, metrics = (jax.tree.map(lambda x, part=part: x[part], metrics) for part in (slice(5), 5))
+    assert int(metrics.clip_fraction.count) == 4 * 8 * 32
+    assert float(metrics.clip_fraction.total) == 0
+    assert abs(float(metrics.kl.value)) <= 6e-11
+    assert (before.kl.value > 1e-4).all()  # a policy that moves is seen to
