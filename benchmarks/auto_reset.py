@@ -1,10 +1,12 @@
-"""What auto-reset costs: whole rollouts with random actions, the same but for how an ended episode starts again.
+"""What auto-reset costs: whole rollouts with random actions, the same but for how an ended episode starts
+again.
 
     every_step   Gymnax's own `step`: a full reset of every environment in every step, and a select
     cond         a reset of every environment in the steps in which at least one episode ended
     pool         ours (rljax/envs/vector.py): starts drawn ahead for a rollout, each handed out once
 
-python benchmarks/auto_reset.py [--cores 0] [--rounds 7]     # interleaved medians, JSON under benchmarks/results/
+python benchmarks/auto_reset.py [--cores 0] [--rounds 7]     # interleaved medians, JSON under
+benchmarks/results/
 """
 
 from __future__ import annotations

@@ -52,11 +52,16 @@ def test_work_of_a_step_on_cartpole():
 
 
 def test_limit_is_matmul_plus_tanh():
-    measured = [{"matmul_flops_per_second": rate, "tanh_seconds": 1e-9} for rate in (1.0, 227.2e9, 1e15)]
+    measured = [
+        {"matmul_flops_per_second": rate, "network_flops_per_second": rate / 2, "tanh_seconds": 1e-9}
+        for rate in (1.0, 227.2e9, 1e15)
+    ]
     found = throughput.limit(measured, 219_298.0)
-    assert found["steps_per_second"] == round(1 / (1e-6 + 1.28e-6))
-    assert found["reached"] == pytest.approx(0.5, abs=1e-4)
-    assert "reached" not in throughput.limit(measured, None)
+    assert found["matmul_steps_per_second"] == round(1 / (1e-6 + 1.28e-6))
+    assert found["matmul_reached"] == pytest.approx(0.5, abs=1e-4)
+    assert found["network_steps_per_second"] == round(1 / (2e-6 + 1.28e-6))
+    assert found["network_reached"] == pytest.approx(0.7193, abs=1e-4)
+    assert "matmul_reached" not in throughput.limit(measured, None)
 
 
 def results():

@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import jax
 import pytest
@@ -83,7 +83,7 @@ def test_its_config_is_the_preset_where_there_is_one(script: Path, monkeypatch: 
     module = load(script, monkeypatch)
     name = script.stem.split("_")[0]
     expected, found = presets.config_for(name, module.ENV, {})
-    assert not found or module.CONFIG == expected
+    assert not found or expected == module.CONFIG
 
 
 def test_main_passes_its_config_on(
@@ -93,14 +93,11 @@ def test_main_passes_its_config_on(
     module = load(script, monkeypatch)
     calls = []
 
-    class Stub:
-        summary = {"return": {"iqm": 1.0}}
-        members = [{"learning_rate": 1e-3, "clip": 0.1, "return": 2.0}]
-        compilations = 1
+    member = {"learning_rate": 1e-3, "clip": 0.1, "return": 2.0}
 
-    def called(*arguments: object, **keywords: object) -> Stub:
+    def called(*arguments: object, **keywords: object) -> SimpleNamespace:
         calls.append((arguments, keywords))
-        return Stub()
+        return SimpleNamespace(summary={"return": {"iqm": 1.0}}, members=[member], compilations=1)
 
     monkeypatch.setattr(rljax, "train", called)
     monkeypatch.setattr(rljax, "sweep", called)

@@ -122,13 +122,16 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
         states, metrics, _ = compiled.advance(compiled.init(), 1)
         hosted[mapping] = compiled.fetch((states, metrics))
         assert len(traces) <= 2
+
+    @jax.jit
+    def one(own: Any, seed: Any) -> Any:
+        algorithm = module.make(env, own)
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        return algorithm.step(engine.iteration_key(run_key, 0, 0), algorithm.init(init_key))
+
     for member in range(number):
         own = config.replace(**{field: column[member] for field, column in row.swept.items()})
-        algorithm = module.make(env, engine.strong(own))
-        init_key, run_key = jax.random.split(jax.random.key(seeds[member]))
-        alone, counted = jax.jit(algorithm.step)(
-            engine.iteration_key(run_key, 0, 0), algorithm.init(init_key)
-        )
+        alone, counted = one(engine.strong(own), jnp.uint32(seeds[member]))
         for mapped in hosted.values():
             for name, single in checkpoint.leaves(alone).items():
                 several = checkpoint.leaves(mapped[0])[name][member]

@@ -328,8 +328,8 @@ def test_an_action_has_the_shape_and_type_of_its_space() -> None:
     [
         ({"a": Discrete(2)}, "gaussian", "Discrete, MultiDiscrete or Box"),
         ((Discrete(2),), "gaussian", "Discrete, MultiDiscrete or Box"),
-        (Box(-np.inf, np.inf, (1,)), "tanh", "finite bounds.*'gaussian'"),
-        (Box(0.0, np.inf, (1,)), "tanh", "finite bounds.*'gaussian'"),
+        (Box(-np.inf, np.inf, (1,)), "tanh", "finite action bounds.*'gaussian'"),
+        (Box(0.0, np.inf, (1,)), "tanh", "finite action bounds.*'gaussian'"),
     ],
 )
 def test_errors_of_heads(space: Any, kind: str, message: str) -> None:

@@ -50,7 +50,7 @@ def test_every_probe_and_algorithm_is_here() -> None:
 
 
 def solve(name: str, env: Any, **fields: Any) -> tuple[Any, Any]:
-    """A trained algorithm on a probe: functions of observations (B,) to values (B,) and greedy actions (B,)."""
+    """Trained on a probe: functions of observations (B,) to values (B,) and to greedy actions (B, ...)."""
     module = algorithms.get(name)
     config = module.Config(
         **{"learning_rate": 1e-2, "discount": GAMMA, "hidden_sizes": (16,), "initial_log_std": -1.0}
@@ -119,13 +119,13 @@ def test_the_gradient_is_the_one_computed_by_hand(name: str) -> None:
     assert 0 < abs(mean_reward) < 1
     expected = np.sqrt(0.5 + (0.7 * mean_reward) ** 2)
     np.testing.assert_allclose(metrics.gradient_norm.value, expected, rtol=1e-5)
-    # Every rule but the clipped gradient's length is sign-like at the first step: downhill in each parameter.
+    # The first step of Adam and RMSprop goes downhill in every parameter.
     assert state.params.logits[1] > 0 > state.params.logits[0]
     assert np.sign(state.params.value) == np.sign(mean_reward)
 
 
 def test_ppo_adds_up_the_gradient_norms_of_all_minibatches() -> None:
-    """ValueConstant: only v learns, by Adam on g = c_v (v − 1), once per minibatch; the whole of it by hand."""
+    """ValueConstant: only v learns, by Adam on g = c_v (v − 1) in each minibatch; all of it by hand."""
     epochs, minibatches, rate, coefficient, epsilon = 3, 2, 0.1, 0.7, 1e-5
     config = algorithms.get("ppo").Config(
         learning_rate=rate,

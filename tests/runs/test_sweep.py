@@ -237,6 +237,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(summary={"return": {"per_seed": seeds}, "steps_per_second": steps})
 
     monkeypatch.setattr(sweeping, "train_members", result)
+    monkeypatch.setattr(sweeping, "_split", lambda setup, part, *_: ([part], 1))
 
 
 def test_values_may_come_from_numpy_or_a_generator(untrained: None, tmp_path: Path) -> None:
