@@ -2,7 +2,9 @@
 
     python experiments/reinforce_cartpole.py [folder]
 
-TODO
+Took 0.2 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM 500.0, 95 % interval 496.6 to 500.0.
+Steps include those that a finished episode waits; fewer are played.
 """
 
 import json

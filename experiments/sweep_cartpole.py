@@ -2,7 +2,9 @@
 
     python experiments/sweep_cartpole.py [folder]
 
-TODO
+Took 5 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Best by mean return over 16 seeds of the greedy policy (128 episodes each), learning rate and clip:
+mean 498.7 at 3e-2, 0.2; 497.2 at 3e-2, 0.4; 492.6 at 1e-2, 0.2; all of 1e-1 are below 263.
 """
 
 import json

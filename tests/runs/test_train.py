@@ -296,7 +296,8 @@ def test_init_that_does_not_fit(quick: Quick, whole: Result, tmp_path: Path) -> 
         run.mkdir()
         shutil.copy(whole.folder / "config.json", run)
         checkpoint.save(run / "checkpoints", 1, leaves, {}, 1)
-        with pytest.raises(ValueError, match=rf"--init {run}: params\.\S+ is .* there and .* here") as error:
+        told = rf"--init {run}: (params|normalizer)\.\S+ is .* there and .* here"
+        with pytest.raises(ValueError, match=told) as error:
             quick(init=run)
         assert "\n" not in str(error.value)
 
