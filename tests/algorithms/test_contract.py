@@ -142,8 +142,8 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
                     np.testing.assert_allclose(
                         several, single, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name
                     )
-            for one, all_ in zip(counted, mapped[1], strict=True):
-                np.testing.assert_array_equal(all_.count[member], one.count)
+            for single_mean, means in zip(counted, mapped[1], strict=True):
+                np.testing.assert_array_equal(means.count[member], single_mean.count)
 
 
 def test_seeds_differ_from_the_first_iteration(row: Row) -> None:
