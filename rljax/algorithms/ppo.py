@@ -140,8 +140,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
     scaler = REWARD_SCALERS[config.reward_scaling]
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+    optimizer = optax.flatten(optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon))
     )
     value_loss = VALUE_LOSSES[config.value_loss]
 

@@ -101,9 +101,9 @@ def rollout(
         key, fill_key = jax.random.split(pool.key)
         return _Pool(key, *fill(fill_key), jnp.int32(0))
 
-    def step(carry: tuple, key: Key) -> tuple[tuple, Rollout]:
+    def step(carry: tuple, keys: Key) -> tuple[tuple, Rollout]:
         worlds, pool, episodes = carry
-        action_key, env_key = jax.random.split(key)
+        action_key, env_key = keys
         raw, action = policy(action_key, worlds.obs)
         env_keys = jax.random.split(env_key, num_envs)
         obs, state, reward, terminated, truncated = jax.vmap(env.step)(env_keys, worlds.state, action)
@@ -129,7 +129,7 @@ def rollout(
         return (worlds, pool, episodes), transition
 
     none = Mean(jnp.float32(0), jnp.int32(0))
-    keys = jax.random.split(steps_key, num_steps)
+    keys = jax.random.split(steps_key, (num_steps, 2))
     (worlds, _, episodes), steps = jax.lax.scan(step, (worlds, pool, Episodes(none, none)), keys)
     return worlds, steps, episodes
 

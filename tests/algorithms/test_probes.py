@@ -185,7 +185,7 @@ def test_a2c_is_ppo_with_one_epoch_and_one_minibatch() -> None:
     for one, two, first, second in zip(*map(jax.tree.leaves, (start, same, ours, theirs)), strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_allclose(first, second, atol=1e-6, rtol=0)
-        assert np.abs(first - one).max() > 1e-3
+        assert np.abs(first - one).max() > 1e-4  # a hundred times the tolerance: they moved
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
