@@ -140,8 +140,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
     scaler = REWARD_SCALERS[config.reward_scaling]
-    optimizer = optax.flatten(optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon))
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+        )
     )
     value_loss = VALUE_LOSSES[config.value_loss]
 
@@ -191,7 +193,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         clip = config.clip * schedules.factor(config.clip_schedule, progress)
 
-        def loss(params: PyTree, batch: Batch) -> tuple[Array, tuple[Mean, ...]]:
+        def loss(params: PyTree, batch: Batch) -> tuple[Array, Array]:
             parameters, value = network.apply(params, batch.obs)
             log_prob = distribution.log_prob(parameters, batch.action)
             entropy = distribution.entropy(parameters)
@@ -208,24 +210,23 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             ratio = jnp.exp(log_prob - batch.log_prob)
             kl = divergences.k3(batch.log_prob, log_prob)
             clipped = (jnp.abs(ratio - 1) > clip).astype(jnp.float32)
-            return total, tuple(map(Mean.of, (policy_losses, value_losses, entropy, kl, clipped)))
+            return total, jnp.stack([policy_losses, value_losses, entropy, kl, clipped]).mean(axis=1)
 
-        def minibatch(carry: tuple, indices: Array) -> tuple[tuple, None]:
-            params, opt_state, sums = carry
+        def minibatch(carry: tuple, indices: Array) -> tuple[tuple, Array]:
+            params, opt_state = carry
             part = jax.tree.map(lambda x: x[indices], batch)
             gradients, means = jax.grad(loss, has_aux=True)(params, part)
             updates, opt_state = optimizer.update(gradients, opt_state)
             params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-            sums = jax.tree.map(jnp.add, sums, (*means, Mean.of(optax.tree.norm(gradients))))
-            return (params, opt_state, sums), None
+            return (params, opt_state), jnp.append(means, optax.tree.norm(gradients))
 
-        def epoch(carry: tuple, key: Key) -> tuple[tuple, None]:
+        def epoch(carry: tuple, key: Key) -> tuple[tuple, Array]:
             indices = permutation(key, batch_size).reshape(config.num_minibatches, -1)
             return jax.lax.scan(minibatch, carry, indices)
 
-        sums = (Mean(jnp.float32(0), jnp.int32(0)),) * 6
         keys = jax.random.split(shuffle_key, config.num_epochs)
-        (params, opt_state, sums), _ = jax.lax.scan(epoch, (state.params, state.opt_state, sums), keys)
+        (params, opt_state), seen = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
+        means = map(Mean.of, seen.reshape(-1, seen.shape[-1]).T)
         state = State(
             params=params,
             opt_state=opt_state,
@@ -234,7 +235,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             scaler=scale,
             iteration=state.iteration + 1,
         )
-        return state, Metrics(*episodes, *sums)
+        return state, Metrics(*episodes, *means)
 
     def policy(state: State) -> Policy:
         return head.policy(lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))[0])

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32, Key, UInt32
 
-SORTED_LIMIT = 2**10  # up to here one sort is as cheap, and exactly uniform
+SORTED_LIMIT = 2**8  # up to here one sort is as cheap, and exactly uniform
 ROUNDS = 8
 
 
 def permutation(key: Key[Array, ""], n: int) -> Int32[Array, "n"]:
     """A random permutation of 0 .. n − 1.
 
-    Up to n = 1,024: one sort of words of random high bits and the index in the low bits; every order is
-    equally likely up to ties of 22 random bits or more, which a random mask decides. Above: a Feistel network
+    Up to n = 256: one sort of words of random high bits and the index in the low bits; every order is
+    equally likely up to ties of 24 random bits or more, which a random mask decides. Above: a Feistel network
     of 8 keyed rounds on the indices, walking on through values of n and more (shuffling by bijective hashing,
     Mitchell et al. 2021, arXiv:2106.06161); its 2²⁵⁶ keys do not reach every order (where n is a power of
     two, only even ones), but positions, neighbours, gaps, cells and fixed points are distributed as a uniform

@@ -70,7 +70,7 @@ def test_another_key_gives_another_order_and_vmap_changes_none() -> None:
     np.testing.assert_array_equal(rows, np.stack([permutation(key, 100) for key in keys]))
 
 
-@pytest.mark.parametrize("n", [1025, 2048, 3000, 8192])
+@pytest.mark.parametrize("n", [257, 300, 512, 1025, 2048, 3000, 8192])
 def test_what_a_uniform_permutation_does(n: int) -> None:
     """Fixed points, cycles, coarse cells and pairs, each against its known distribution."""
     rows = draws(5, 512, n)
