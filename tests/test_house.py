@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: arrows between floors, module systems, file sizes, late imports."""
+"""The house rules that a machine can check: floors, module systems, file sizes, late imports."""
 
 import ast
 import subprocess

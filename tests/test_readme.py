@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, its table of algorithms is complete, and CI runs its test command."""
+"""The README's examples run as they stand, its tables are complete, and CI runs its test command."""
 
 import re
 from pathlib import Path

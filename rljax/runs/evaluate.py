@@ -42,7 +42,7 @@ def evaluate(
     load.check_seed(seed, 1)
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise ValueError(f"episodes = {checks.show(episodes)}: must be an integer of at least 1")
-    told, found, swept = load.description(run, env)
+    told, found, swept = load.description(run, env, network)
     number = len(told["seeds"])
     if member is not None and not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")

@@ -38,7 +38,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def describe(setup: Any, swept: dict[str, Any], seeds: list[int], iterations: int) -> dict[str, Any]:
+def describe(
+    setup: Any, swept: dict[str, Any], seeds: list[int], iterations: int, own_network: bool
+) -> dict[str, Any]:
     """The content of config.json for a `load.Setup`."""
     values = {field.name: plain(getattr(setup.config, field.name)) for field in fields(setup.config)}
     return {
@@ -49,6 +51,7 @@ def describe(setup: Any, swept: dict[str, Any], seeds: list[int], iterations: in
         "swept": list(swept),
         "seeds": seeds,
         "preset": setup.preset,
+        "own": ["env"] * setup.own_env + ["network"] * own_network,
         "steps_per_iteration": setup.config.steps_per_iteration,
         "iterations": iterations,
         "versions": versions(),

@@ -27,6 +27,7 @@ class Setup(NamedTuple):
     env_arguments: dict[str, Any]
     config: Any
     preset: bool
+    own_env: bool = False  # an Env of the user's, which its name does not bring back
 
 
 class Loaded(NamedTuple):
@@ -53,6 +54,12 @@ def setup(
         raise ValueError(
             "env_arguments go with the name of an environment, not with an Env that is already made"
         )
+    try:
+        json.dumps(env_arguments, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"env_arguments {env_arguments} cannot be written to config.json ({error}): pass an Env instead"
+        ) from error
     world = env if isinstance(env, Env) else envs.make(env, **env_arguments)
     name = world.name if isinstance(env, Env) else env
     preset = False
@@ -66,7 +73,7 @@ def setup(
     if steps is not None:
         config = config.replace(total_steps=steps)
     checks.number(config, "total_steps", low=0, open_low=True)
-    return Setup(algorithm, module, name, world, env_arguments, config, preset)
+    return Setup(algorithm, module, name, world, env_arguments, config, preset, isinstance(env, Env))
 
 
 def check_seed(seed: int, seeds: int) -> int:
@@ -98,9 +105,19 @@ def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
     return checkpoint.restore(newest)
 
 
-def description(run: Path | str, env: Env | None = None) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
-    """A run's config.json, its set-up, and what differs between its members (field -> list)."""
+def description(
+    run: Path | str, env: Env | None = None, network: Network | None = None
+) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
+    """A run's config.json, its set-up, and what differs between its members (field -> list).
+
+    Raises: ValueError where the run was made with an Env or Network of the user's own that is not given.
+    """
     told = folder.read(run)
+    for name, given in (("env", env), ("network", network)):
+        if name in told["own"] and given is None:
+            raise ValueError(
+                f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
+            )
     module = algorithms.get(told["algorithm"])
     known = {field.name for field in fields(module.Config)}
     if unknown := sorted(set(told["config"]) - known):
@@ -110,10 +127,7 @@ def description(run: Path | str, env: Env | None = None) -> tuple[dict[str, Any]
     swept = {name: told["config"][name] for name in told["swept"]}
     values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
     if env is None:
-        try:
-            env = envs.make(told["env"], **told["env_arguments"])
-        except ValueError as error:
-            raise ValueError(f"{run}: {error}; for an Env of your own, pass it as env=") from error
+        env = envs.make(told["env"], **told["env_arguments"])
     config = module.Config(**values | {name: column[0] for name, column in swept.items()})
     found = Setup(told["algorithm"], module, told["env"], env, told["env_arguments"], config, told["preset"])
     return told, found, swept
@@ -130,7 +144,7 @@ def load(
 
     Raises: ValueError or FileNotFoundError in one line.
     """
-    told, found, swept = description(run, env)
+    told, found, swept = description(run, env, network)
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")

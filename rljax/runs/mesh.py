@@ -25,7 +25,7 @@ def use_every_core() -> None:
     wanted = os.environ.get("RLJAX_HOST_DEVICES", "")
     if wanted and (not wanted.isdigit() or int(wanted) < 1):
         raise SystemExit(
-            f"rljax: error: RLJAX_HOST_DEVICES={wanted!r}: must be a number of devices, 1 to turn sharding off"
+            f"rljax: error: RLJAX_HOST_DEVICES={wanted!r}: must be a number of devices, 1 for no sharding"
         )
     count = (
         int(wanted)

@@ -92,9 +92,16 @@ def sweep(
     for index, (part, cache) in enumerate(pieces):
         name = f"part-{index:03d}"
         here = setup._replace(config=setup.config.replace(**part.static))
-        result = train_members(
-            here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache
-        )
+        try:
+            result = train_members(
+                here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache
+            )
+        except KeyboardInterrupt as stop:
+            done = f"; {name} is a run of its own in {run}" if run else ""
+            raise KeyboardInterrupt(
+                f"sweep stopped in part {index + 1} of {len(pieces)}{done}; "
+                "a sweep does not resume: start it again"
+            ) from stop
         results.append(result)
         for member, (member_seed, value) in enumerate(
             zip(part.seeds, result.summary["return"]["per_seed"], strict=True)

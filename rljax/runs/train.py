@@ -89,7 +89,7 @@ def train_members(
             "leave out resume and checkpoint_every"
         )
     run = None if out is None else Path(out)
-    description = folder.describe(setup, swept, seeds, total)
+    description = folder.describe(setup, swept, seeds, total, network is not None)
     title = f"{setup.algorithm} on {setup.env_name}"
     with folder.writing(run), log.Progress(total * per_iteration, title, options.progress) as bar:
         restored = _previous(run, description, resume, bar)

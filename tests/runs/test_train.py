@@ -74,6 +74,7 @@ def test_config_json(whole: Result) -> None:
         "swept",
         "seeds",
         "preset",
+        "own",
         "steps_per_iteration",
         "iterations",
         "versions",
