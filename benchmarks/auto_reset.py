@@ -70,7 +70,7 @@ def forms(name: str, num_envs: int, num_steps: int) -> dict[str, Callable[[Any],
     def pool(key: Any) -> Any:
         first, rest = jax.random.split(key)
         zero = lambda obs: jnp.zeros(num_envs)
-        policy = lambda key, obs: (draw(key),) * 2
+        policy = lambda key, obs: (draw(key), draw(key))
         worlds = vector.reset(env, first, num_envs)
         return add(vector.rollout(env, policy, zero, rest, worlds, num_steps))
 

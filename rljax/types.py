@@ -45,7 +45,7 @@ class MultiDiscrete:
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """Real vectors between `low` and `high`, numbers or arrays that broadcast to `shape` (±inf: unbounded)."""
+    """Real arrays between `low` and `high`, which broadcast to `shape` (±inf: unbounded)."""
 
     low: Any
     high: Any

@@ -1,1 +1,1 @@
-"""The host side: train, evaluate, sweep, checkpoint, log, report, render. Written once against `Algorithm`."""
+"""The host side: train, evaluate, sweep, checkpoint, log, report, render; once, against `Algorithm`."""
