@@ -371,9 +371,11 @@ def test_an_environment_and_a_network_of_ones_own(tmp_path: Path) -> None:
     assert evaluated["return"]["per_seed"] == result.summary["return"]["per_seed"]
     loaded = rljax.load(run, member=1, env=WALK, network=NETWORK)
     np.testing.assert_array_equal(loaded.state.params["w"], result.states.params["w"][1])
-    with pytest.raises(ValueError, match="written by another algorithm, Config or version") as error:
+    with pytest.raises(ValueError, match="with network= of your own: pass the same network= again") as error:
         rljax.load(run, env=WALK)
     assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="with env= of your own"):
+        rljax.evaluate(run, network=NETWORK)
 
 
 # Devices
