@@ -147,7 +147,7 @@ def test_the_summary_is_this_evaluation(whole: Result) -> None:
             FileNotFoundError,
             "no checkpoint of iteration 3; there is 2, 4, 6, 8, 10, 12",
         ),
-        ({"env": None}, ValueError, "no environment 'Walk'.*; for an Env of your own, pass it as env="),
+        ({"env": None}, ValueError, "trained with env= of your own: pass the same env= again"),
     ],
 )
 def test_misuse(whole: Result, arguments: dict, error: type, told: str) -> None:

@@ -223,12 +223,12 @@ def test_a_retry_after_nan_draws_other_numbers(
     quick: Quick, tmp_path: Path, capfd: pytest.CaptureFixture, every: int
 ) -> None:
     """A run that broke by bad luck goes on, from its last checkpoint or from the beginning."""
-    run, env = tmp_path / "run", broken(0.004, at=40)
+    run, env = tmp_path / "run", broken(0.01, at=40)
     tried = 0
     while True:
         try:
             result = quick(
-                run, (7,), env, PLAIN, resume=tried > 0, checkpoint_every=every, log_every=1, progress=True
+                run, (11,), env, PLAIN, resume=tried > 0, checkpoint_every=every, log_every=1, progress=True
             )
             break
         except RunError:
