@@ -59,8 +59,7 @@ def evaluate(
     if not complete.all():
         raise checks.RunError(
             f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end "
-            "within 100,000 steps; "
-            "give the environment a time limit (rljax.envs.time_limit)"
+            "within 100,000 steps; give the environment a time limit (rljax.envs.wrappers.time_limit)"
         )
     summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), episodes)
     return {

@@ -76,7 +76,7 @@ class Recorder:
         restored: checkpoint.Restored | None,
     ) -> None:
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
-        self.description, self.seeds = description, description["seeds"]
+        self.seeds = description["seeds"]
         self.per_iteration = setup.config.steps_per_iteration
         self.iteration = restored.iteration if restored else 0
         self.seconds = restored.metadata["seconds"] if restored else 0.0
