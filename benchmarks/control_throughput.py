@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import re
 import select
@@ -39,6 +38,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tables
+from side_by_side import Contest, Failure, Worker, counts, keep, options, ratio, revision, summarise
+from side_by_side import start as start_worker
 
 HERE = Path(__file__).parent
 SYSTEMS = ("rljax", "purejaxrl", "rejax", "purejaxrl-pmap", "rejax-pmap")
@@ -64,60 +65,6 @@ class Case(NamedTuple):
     def steps(self) -> int:
         """Of one iteration, over all seeds."""
         return self.num_envs * self.num_steps * self.seeds
-
-
-class Failure(Exception):
-    """A system could not do a case: out of memory, too slow, a wrong environment."""
-
-
-class Worker:
-    """A process that runs one of peers/*.py."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], timeout: float) -> None:
-        self.timeout, self.unread = timeout, b""
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (closed with the worker)
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment
-        )
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Raises: Failure where the worker answers with an error, ends, or does not answer in time."""
-        assert self.process.stdin
-        assert self.process.stdout
-        try:
-            self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError:
-            raise Failure(self.ending()) from None
-        limit = time.monotonic() + self.timeout
-        while b"\n" not in self.unread:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, limit - time.monotonic()))
-            if not ready:
-                self.process.kill()
-                raise Failure(f"no answer to {do} within {self.timeout:.0f} s")
-            received = os.read(self.process.stdout.fileno(), 1 << 16)
-            if not received:
-                raise Failure(self.ending())
-            self.unread += received
-        line, _, self.unread = self.unread.partition(b"\n")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise Failure(answer["error"])
-        return answer
-
-    def ending(self) -> str:
-        status = self.process.wait()
-        self.errors.seek(0)
-        lines = self.errors.read().strip().splitlines() or [""]
-        return f"the worker ended with status {status}: {lines[-1][:200]}"
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.errors):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
 
 
 def main(words: list[str] | None = None) -> int:
@@ -153,25 +100,15 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=counts, metavar="N,...", help="default: 1,8,64,512; a GPU: 1,64,256,2048"
     )
-    parser.add_argument(
-        "--cores", type=cores, metavar="N,...", help="pin all systems to these; default on a GPU: none"
-    )
-    parser.add_argument("--gpu", action="store_true", help="measure on the accelerator: no pinning, no limit")
+    options(parser)
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="that a timing of the fastest system lasts; default: 5"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each system; default: 5")
     parser.add_argument(
         "--systems",
         type=systems,
         metavar="NAME,...",
         help=f"of {', '.join(SYSTEMS)}; default: rljax and the peers given",
-    )
-    parser.add_argument(
-        "--rejax-python",
-        type=Path,
-        metavar="PATH",
-        help="the Python of an environment with Rejax 0.1.3 and gymnax 0.0.9",
     )
     parser.add_argument("--purejaxrl", type=Path, metavar="PATH", help="a checkout of PureJaxRL")
     parser.add_argument("--purejaxrl-python", type=Path, metavar="PATH", help="its Python; default: Rejax's")
@@ -180,20 +117,6 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="PATH",
         help="put on its sys.path: stand-ins for brax and navix",
-    )
-    parser.add_argument(
-        "--timeout", type=float, default=900.0, help="seconds for one answer of a system; default: 900"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the results file; default: one per hardware in benchmarks/results"
-    )
-    parser.add_argument(
-        "--table", type=Path, metavar="JSON", help="print the table of a results file, and measure nothing"
-    )
-    parser.add_argument(
-        "--write-readme",
-        action="store_true",
-        help="put the tables of all results files into README.md, and measure nothing",
     )
     parser.add_argument(
         "--startup", action="store_true", help="seconds from the command `rljax train` to its first progress"
@@ -226,18 +149,6 @@ def shapes(text: str) -> list[tuple[int, int]]:
     return [(int(each[1]), int(each[2])) for each in found if each]
 
 
-def counts(text: str) -> list[int]:
-    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of counts, such as 1,8")
-    return [int(part) for part in text.split(",")]
-
-
-def cores(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of cores, such as 0,1")
-    return sorted({int(part) for part in text.split(",")})
-
-
 def systems(text: str) -> list[str]:
     found = text.split(",")
     if unknown := [name for name in found if name not in SYSTEMS]:
@@ -248,31 +159,21 @@ def systems(text: str) -> list[str]:
 def start(name: str, arguments: argparse.Namespace) -> Worker:
     """The worker of a system (or of the limit), in its environment."""
     kind = name.removesuffix("-pmap")
-    python = {"rejax": arguments.rejax_python, "purejaxrl": arguments.purejaxrl_python}.get(
-        kind
-    ) or sys.executable
-    script = HERE / "peers" / ("limit.py" if kind == "limit" else f"{kind}_ppo.py")
-    command = [str(python), str(script)]
+    python = {"rejax": arguments.rejax_python, "purejaxrl": arguments.purejaxrl_python}.get(kind)
     pinned = arguments.cores or []
-    if pinned:
-        command += ["--cores", ",".join(map(str, pinned))]
-    if name.endswith("-pmap"):
-        command += ["--devices", str(len(pinned) or 1)]
+    paths = []
     if kind == "purejaxrl":
         checkout = arguments.purejaxrl
-        folder = checkout / "purejaxrl" if (checkout / "purejaxrl").is_dir() else checkout
-        for path in [folder, *([arguments.purejaxrl_stubs] if arguments.purejaxrl_stubs else [])]:
-            command += ["--path", str(path.resolve())]
-    cut = ("PYTHONPATH", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "RLJAX_HOST_DEVICES")
-    environment = {key: value for key, value in os.environ.items() if key not in cut}
-    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = (
-        "false"  # several processes share an accelerator, and its peak tells
+        paths += [checkout / "purejaxrl" if (checkout / "purejaxrl").is_dir() else checkout]
+        paths += [arguments.purejaxrl_stubs] if arguments.purejaxrl_stubs else []
+    return start_worker(
+        "limit.py" if kind == "limit" else f"{kind}_ppo.py",
+        python,
+        pinned,
+        arguments.timeout,
+        devices=(len(pinned) or 1) if name.endswith("-pmap") else 0,
+        paths=paths,
     )
-    if not arguments.gpu:
-        environment["JAX_PLATFORMS"] = "cpu"
-    if kind == "rljax":
-        environment["PYTHONPATH"] = str(HERE.parent)
-    return Worker(command, environment, arguments.timeout)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -281,17 +182,8 @@ def run(arguments: argparse.Namespace) -> None:
         for seeds in arguments.seeds:
             case = Case(num_envs, num_steps, seeds)
             hardware, result = measure(case, arguments)
-            path = path or tables.RESULTS / f"control_throughput_{tables.slug(hardware)}.json"
-            content = (
-                tables.read(path) if path.is_file() else {"benchmark": "control_throughput", "cases": {}}
-            )
-            if content.setdefault("hardware", hardware) != hardware:
-                raise ValueError(
-                    f"{path} holds results of {content['hardware']}, not of {hardware}: name another --out"
-                )
-            content["cases"][case.name] = result
-            tables.write(path, content)
-            print(table(content | {"cases": {case.name: result}}), flush=True)
+            path = keep(path, "control_throughput", hardware, case.name, result)
+            print(table({"hardware": hardware, "cases": {case.name: result}}), flush=True)
     print(f"\nwritten to {path}")
 
 
@@ -299,120 +191,53 @@ def measure(case: Case, arguments: argparse.Namespace) -> tuple[str, dict[str, A
     """One case with every system. Returns: the hardware's name, and what the results file says of it."""
     names: list[str] = list(arguments.systems)
     limited = not arguments.gpu and len(arguments.cores) == 1
-    workers: dict[str, Worker] = {}
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    described: dict[str, Any] = {}
     limits: list[dict[str, float]] = []
-
-    def attempt(name: str, do: str, **more: Any) -> dict[str, Any] | None:
-        if "error" in found[name]:
-            return None
-        try:
-            return workers[name].ask(do, **more)
-        except Failure as failure:
-            found[name]["error"] = str(failure)
-            print(f"  {NAMES[name]}: {failure}", flush=True)
-            workers[name].close()
-            return None
-
-    def compiled(name: str, iterations: int) -> None:
-        more = {
-            "num_envs": case.num_envs,
-            "num_steps": case.num_steps,
-            "seeds": case.seeds,
-            "iterations": iterations,
-        }
-        if answer := attempt(name, "compile", **more):
-            found[name].setdefault("compile_seconds", []).append(round(answer["seconds"], 2))
-
     print(
         f"{case.name}: {case.num_envs} environments x {case.num_steps} steps, seeds: {case.seeds}", flush=True
     )
-    try:
-        for name in names:  # one at a time: nothing else runs while a system compiles
-            workers[name] = start(name, arguments)
-            if answer := attempt(name, "describe"):
-                described[name] = answer
+    with contextlib.ExitStack() as stack, Contest(names, NAMES) as contest:
+        contest.start(lambda name: start(name, arguments))
         few = max(1, 65_536 // case.steps)
         pace = {}
         for name in names:
-            compiled(name, few)
+            contest.compile(name, **case._asdict(), iterations=few)
             for _ in range(2):  # the second without first-time costs
-                if answer := attempt(name, "time"):
+                if answer := contest.attempt(name, "time"):
                     pace[name] = answer["seconds"] / few
         if not pace:
-            raise Failure(f"no system could run {case.name}: {found}")
+            raise Failure(f"no system could run {case.name}: {contest.found}")
         iterations = max(1, -int(-arguments.seconds // min(pace.values())))
         print(f"  {iterations} iterations of {case.steps:,} steps per timing", flush=True)
         for name in names:
-            compiled(name, iterations)
+            contest.compile(name, **case._asdict(), iterations=iterations)
+        measure_limit = None
         if limited:
-            workers["limit"] = start("limit", arguments)
-            workers["limit"].ask("compile")
-        for number in range(arguments.rounds):
-            for name in names if number % 2 == 0 else names[::-1]:
-                if answer := attempt(name, "time"):
-                    found[name].setdefault("seconds", []).append(round(answer["seconds"], 4))
-            if limited:
-                limits.append(workers["limit"].ask("measure")["value"])
-            print(
-                f"  round {number + 1}: "
-                + "  ".join(f"{n} {found[n]['seconds'][-1]:.2f} s" for n in names if "error" not in found[n]),
-                flush=True,
-            )
-        for name in [name for name in names if "error" not in found[name]]:
-            found[name]["peak_bytes"] = workers[name].ask("memory")["bytes"]
+            worker = start("limit", arguments)
+            stack.callback(worker.close)
+            worker.ask("compile")
+            measure_limit = lambda: limits.append(worker.ask("measure")["value"])
+        contest.rounds(arguments.rounds, measure_limit)
+        for name in contest.running:
+            contest.found[name]["peak_bytes"] = contest.workers[name].ask("memory")["bytes"]
             if case.seeds <= 8:
                 with contextlib.suppress(Failure):  # it has been timed all the same
-                    found[name]["mean_return"] = round(workers[name].ask("measure")["value"], 2)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    if not described:
-        raise Failure("no system could start")
-    first = next(iter(described.values()))
+                    mean = contest.workers[name].ask("measure")["value"]
+                    contest.found[name]["mean_return"] = round(mean, 2)
+    device, width, affinity = contest.where(arguments.cores or [])
     result: dict[str, Any] = case._asdict() | {
         "iterations": iterations,
         "steps": iterations * case.steps,
-        "affinity": first["affinity"],
+        "affinity": affinity,
         "rounds": arguments.rounds,
         "seconds_wanted": arguments.seconds,
         "revision": revision(HERE.parent),
-        "systems": summarise(found, described, iterations * case.steps),
+        "systems": summarise(contest.found, contest.described, iterations * case.steps),
     }
     if arguments.purejaxrl:
         result["purejaxrl_revision"] = revision(arguments.purejaxrl)
     if limits:
         result["limit"] = limit(limits, result["systems"].get("rljax", {}).get("steps_per_second"))
-    width = (
-        f"{len(arguments.cores)} core{'s' * (len(arguments.cores) > 1)}"
-        if arguments.cores
-        else f"x {first['devices']}"
-    )
-    return f"{first['device']}, {width}", result
-
-
-def summarise(found: dict[str, dict[str, Any]], described: dict[str, Any], steps: int) -> dict[str, Any]:
-    """What each system's timings come to: medians, and rljax's speed over each peer's, by round too."""
-    ours = found.get("rljax", {})
-    systems = {}
-    for name, each in found.items():
-        each = dict(each)
-        if "error" not in each:
-            each["steps_per_second"] = round(steps / statistics.median(each["seconds"]), 1)
-            if name != "rljax" and "seconds" in ours and "error" not in ours:
-                rounds = [theirs / own for theirs, own in zip(each["seconds"], ours["seconds"], strict=True)]
-                whole = statistics.median(each["seconds"]) / statistics.median(ours["seconds"])
-                each["rljax_is_faster_by"] = {
-                    "medians": round(whole, 3),
-                    "rounds": [round(x, 3) for x in rounds],
-                }
-        systems[name] = each | {
-            key: described[name][key]
-            for key in ("threads", "devices", "affinity", "versions")
-            if key in described.get(name, {})
-        }
-    return systems
+    return f"{device}, {width}", result
 
 
 def work(observation: int = 4, actions: int = 2, hidden: int = 64, epochs: int = 4) -> tuple[int, int]:
@@ -440,13 +265,6 @@ def limit(measured: list[dict[str, float]], reached: float | None) -> dict[str, 
         if reached:
             found[f"{kind}_reached"] = round(reached / most, 4)
     return found
-
-
-def revision(checkout: Path) -> str | None:
-    """The git revision of a checkout, with a + where it has uncommitted changes."""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
 
 
 def table(content: dict[str, Any]) -> str:
@@ -486,12 +304,6 @@ def table(content: dict[str, Any]) -> str:
         )
         rows.append(row)
     return f"**{content['hardware']}**\n\n{tables.markdown(columns, rows)}"
-
-
-def ratio(found: dict[str, Any] | None) -> str:
-    if not found:
-        return "–"
-    return f"**{found['medians']:.2f}** ({min(found['rounds']):.2f}–{max(found['rounds']):.2f})"
 
 
 def startup(arguments: argparse.Namespace) -> None:

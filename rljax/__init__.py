@@ -19,8 +19,24 @@ if TYPE_CHECKING:
     from rljax import models as models
     from rljax import runs as runs
     from rljax.algorithms import a2c as a2c
+    from rljax.algorithms import c51 as c51
+    from rljax.algorithms import ddpg as ddpg
+    from rljax.algorithms import discrete_sac as discrete_sac
+    from rljax.algorithms import dqn as dqn
+    from rljax.algorithms import expected_sarsa as expected_sarsa
+    from rljax.algorithms import iqn as iqn
+    from rljax.algorithms import monte_carlo as monte_carlo
     from rljax.algorithms import ppo as ppo
+    from rljax.algorithms import pqn as pqn
+    from rljax.algorithms import q_learning as q_learning
+    from rljax.algorithms import qrdqn as qrdqn
+    from rljax.algorithms import rainbow as rainbow
     from rljax.algorithms import reinforce as reinforce
+    from rljax.algorithms import sac as sac
+    from rljax.algorithms import sarsa as sarsa
+    from rljax.algorithms import td3 as td3
+    from rljax.algorithms import td_lambda as td_lambda
+    from rljax.algorithms import trpo as trpo
     from rljax.runs.engine import run as run
     from rljax.runs.evaluate import evaluate as evaluate
     from rljax.runs.load import load as load
@@ -43,7 +59,27 @@ _FUNCTIONS = {
     "render": "rljax.runs.render",
 }
 _MODULES = ("envs", "math", "models", "runs", "algorithms", "types", "checks", "cli")
-_ALGORITHMS = ("reinforce", "a2c", "ppo")
+_ALGORITHMS = (
+    "reinforce",
+    "a2c",
+    "ppo",
+    "trpo",
+    "dqn",
+    "pqn",
+    "c51",
+    "qrdqn",
+    "iqn",
+    "rainbow",
+    "ddpg",
+    "td3",
+    "sac",
+    "discrete_sac",
+    "q_learning",
+    "sarsa",
+    "expected_sarsa",
+    "monte_carlo",
+    "td_lambda",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -69,9 +69,11 @@ class Env(NamedTuple):
     step: Callable  # (key, state, action) -> (observation, state, reward, terminated, truncated)
     observation_space: Space
     action_space: Space
-    max_steps: int | None = None  # the time limit, None where there is none or it is traced
+    # The time limit: no episode is longer, and none is truncated sooner. None: no limit, a traced one, or
+    # truncation for other reasons too.
+    max_steps: int | None = None
     host: bool = False  # steps on the host through an ordered io_callback: no sweep, no exact resume
-    source: Any = None  # what it was adapted from, for drawing: (gymnax environment, its parameters)
+    source: Any = None  # what it was adapted from: (gymnax environment, its parameters), or a tabular.MDP
 
 
 class Network(NamedTuple):

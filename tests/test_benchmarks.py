@@ -10,7 +10,10 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
-scores, tables, throughput = map(importlib.import_module, ("control_scores", "tables", "control_throughput"))
+scores, tables, throughput, off_policy, side_by_side = map(
+    importlib.import_module,
+    ("control_scores", "tables", "control_throughput", "off_policy_throughput", "side_by_side"),
+)
 
 PEERS = ["--rejax-python", "/r/python", "--purejaxrl", "/p"]
 
@@ -120,10 +123,17 @@ def test_a_table_replaces_only_what_is_between_its_markers():
         tables.between("<!-- x -->", "x", "new")
 
 
-def test_the_readme_has_both_tables():
+def test_the_readme_has_every_table():
     text = (FOLDER / "README.md").read_text()
-    assert "| marked |" in tables.between(text, "throughput", "| marked |")
-    assert "| marked |" in tables.between(text, "scores", "| marked |")
+    for marker in ("throughput", "scores", "off-policy", "parity"):
+        assert "| marked |" in tables.between(text, marker, "| marked |")
+
+
+def test_committed_results_still_make_tables():
+    for path in sorted((FOLDER / "results").glob("*throughput_*.json")):
+        content = tables.read(path)
+        show = off_policy.show if content["benchmark"].startswith("off_policy") else throughput.table
+        assert len({line.count("|") for line in show(content).splitlines()[2:]}) == 1
 
 
 def test_hardware_names_become_file_names():
@@ -195,6 +205,13 @@ for line in sys.stdin:
 """
 
 
+TIMED = """
+import sys, json
+for count, line in enumerate(sys.stdin, 1):
+    print(json.dumps({"seconds": count}), flush=True)
+"""
+
+
 def test_a_worker_answers_line_by_line(worker):
     echo = worker(ECHO)
     assert [echo.ask("echo", x=x)["value"] for x in ("a" * 100_000, 2)] == ["a" * 100_000, 2]
@@ -229,3 +246,142 @@ def test_an_initialiser_in_a_loop_gives_what_the_batched_one_gives(monkeypatch):
     found = jax.vmap(lambda key: initializer(key, (4, 2), "float32"))(keys)
     expected = [jax.nn.initializers.normal(2.0)(key, (4, 2), "float32") for key in keys]
     np.testing.assert_array_equal(found, np.stack(expected))
+
+
+OFF_POLICY_PEERS = ["--rejax-python", "/r/python", "--sb3-python", "/s/python"]
+
+
+def rows(*words):
+    return {row.name: row.systems for row in off_policy.plan(off_policy.parse([*words, *OFF_POLICY_PEERS]))}
+
+
+def test_off_policy_rows_and_the_systems_of_each():
+    found = rows("--cores", "1,0")
+    assert list(found) == ["dqn/1", "dqn/8", "dqn-100k/1", "sac/1", "sac/8", "td3/1"]
+    assert found["dqn/1"] == ["rljax", "rejax", "rejax-patched", "sb3", "sbx"]
+    assert found["sac/8"] == list(off_policy.NAMES)
+    assert found["dqn-100k/1"] == ["rljax", "rejax", "rejax-patched"]
+    assert list(rows("--cores", "0", "--cases", "dqn-10k,pqn", "--seeds", "1,4")) == [
+        f"{case}/{seeds}" for case in ("dqn-10k", "pqn") for seeds in (1, 4)
+    ]
+    assert rows("--cores", "0", "--cases", "pqn", "--seeds", "4")["pqn/4"] == ["rljax", "rejax"]
+    assert rows("--gpu", "--cases", "sac") == {
+        f"sac/{seeds}": ["rljax", "rejax", "rejax-patched"] for seeds in (1, 8, 64)
+    }
+    assert rows("--cores", "0", "--cases", "sac", "--seeds", "2", "--systems", "rljax,sbx,rejax-pmap") == {
+        "sac/2": ["rljax", "sbx"]
+    }
+    assert [row.systems for row in off_policy.plan(off_policy.parse(["--cores", "0"]))] == [["rljax"]] * 6
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "--cores 0,1, or --gpu"),
+        (["--gpu", "--cores", "0"], "leave out --cores"),
+        (["--cores", "0", "--cases", "ddpg"], "no case 'ddpg'"),
+        (["--cores", "0", "--systems", "sbx"], "sbx needs --sb3-python"),
+        (["--cores", "0", "--systems", "rejax-patched"], "needs --rejax-python"),
+        (["--cores", "0", "--scale", "0"], "positive"),
+        (["--cores", "0", "--parity", "--parity-seeds", "1"], "at least 2"),
+    ],
+)
+def test_wrong_off_policy_arguments_are_named(words, complaint, capsys):
+    with pytest.raises(SystemExit):
+        off_policy.parse(words)
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(off_policy.CASES))
+def test_every_off_policy_case_is_a_config_that_learns_for_most_of_the_run(name, monkeypatch):
+    from rljax import envs
+
+    monkeypatch.syspath_prepend(str(FOLDER / "peers"))
+    fields = importlib.import_module("rljax_off_policy").fields
+    case = off_policy.CASES[name]
+    for wanted in (case.steps, case.steps_of_several, case.settings["total_steps"]):
+        asked = off_policy.request(name, wanted, 1)
+        algorithm = importlib.import_module(f"rljax.algorithms.{asked['algorithm']}")
+        config = algorithm.Config(**fields(asked))
+        algorithm.make(envs.make(asked["env"]), config)
+        rest = asked["steps"] - config.initial_steps
+        assert rest % config.steps_per_iteration == 0
+        assert wanted <= asked["steps"] < wanted + config.steps_per_iteration
+        assert rest > 0.6 * asked["steps"]
+        assert asked["steps"] % (2 * asked["num_envs"]) == 0  # Rejax's TD3 steps in pairs of rows
+
+
+def test_systems_that_train_one_seed_are_asked_for_one():
+    assert off_policy.how("sbx", 1) == {"library": "sbx", "seeds": 1}
+    assert off_policy.how("rejax-patched-pmap", 1) == {"sampler": "patched"}
+    assert off_policy.how("rejax-pmap", 1) == {"sampler": "published"}
+
+
+def test_the_patched_sampler_is_uniform_over_what_is_filled(monkeypatch):
+    import types
+
+    import jax
+
+    monkeypatch.syspath_prepend(str(FOLDER / "peers"))
+    sample = importlib.import_module("rejax_off_policy").sample
+    buffer = types.SimpleNamespace(data={"reward": np.arange(100.0)}, num_entries=10)
+    drawn = np.asarray(sample(buffer, 20_000, jax.random.key(0))["reward"])
+    counts = np.bincount(drawn.astype(int), minlength=100)
+    assert counts[10:].sum() == 0
+    assert abs(counts[:10] - 2_000).max() < 5 * (20_000 * 0.1 * 0.9) ** 0.5
+
+
+def test_off_policy_throughput_table():
+    found = {
+        "rljax": {"seconds": [1.0, 2.0, 4.0], "compile_seconds": [7.5]},
+        "rejax": {"seconds": [4.0, 6.0, 8.0], "compile_seconds": [9.0]},
+        "sb3": {"seconds": [20.0], "compile_seconds": [1.0]},
+        "sbx": {"error": "no such file"},
+    }
+    summary = side_by_side.summarise(found, {}, 10_000)
+    assert summary["sb3"]["rljax_is_faster_by"] == {"medians": 10.0, "rounds": [20.0]}
+    case = {"case": "sac", "seeds": 8, "width": "2 cores", "systems": summary}
+    content = {"benchmark": "off_policy_throughput", "hardware": "a core", "cases": {"sac/8": case}}
+    lines = off_policy.show(json.loads(json.dumps(content))).splitlines()
+    cells = lines[4].strip("| ").split(" | ")
+    assert cells[:4] == ["SAC", "8 on 2 cores", "5.00k", "1.67k; **3.00** (2.00–4.00)"]
+    assert cells[4:] == ["0.50k; **10.00** (20.00–20.00)", "failed", "7.5 / 9.0"]
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_parity_table():
+    done = {"case": "td3", "system": "rljax", "steps": 10_000, "seconds": 9.6, "iqm": -160.04}
+    done |= {"ci95": [-170.0, -150.0], "returns": [-190.0, -160.0, -140.0]}
+    failed = {"case": "td3", "system": "sb3", "steps": 10_000, "error": "gone"}
+    content = {"benchmark": "off_policy_parity", "hardware": "a core", "cases": {"b": failed, "a": done}}
+    lines = off_policy.show(content).splitlines()
+    assert lines[4].startswith(
+        "| TD3 | rljax | 10,000 | 3 | −160.0 | −170.0 to −150.0 | −190.0 to −140.0 | 10 |"
+    )
+    assert lines[5] == "| TD3 | Stable-Baselines3 | 10,000 | – | failed | – | – | – |"
+    assert len({line.count("|") for line in lines[2:]}) == 1
+
+
+def test_slow_systems_are_timed_in_the_first_rounds(worker):
+    with side_by_side.Contest(["a", "b"], {"a": "A", "b": "B"}) as contest:
+        contest.workers = {name: worker(TIMED) for name in contest.names}
+        contest.rounds(3, fewer={"b": 1})
+    assert contest.found == {"a": {"seconds": [1.0, 2.0, 3.0]}, "b": {"seconds": [1.0]}}
+
+
+def test_a_system_that_fails_leaves_the_others(worker, capsys):
+    with side_by_side.Contest(["a", "b"], {"a": "A", "b": "B"}) as contest:
+        contest.workers = {"a": worker(TIMED), "b": worker(ECHO)}
+        contest.rounds(2)
+    assert contest.running == ["a"]
+    assert contest.found["b"] == {"error": "no x"}
+    assert capsys.readouterr().out.count("B: no x") == 1
+
+
+def test_results_of_one_file_are_of_one_hardware(tmp_path):
+    path = tmp_path / "x.json"
+    for name in ("a", "b"):
+        assert side_by_side.keep(path, "some", "a core", name, {"steps": 1}) == path
+    assert list(tables.read(path)["cases"]) == ["a", "b"]
+    with pytest.raises(ValueError, match="name another --out"):
+        side_by_side.keep(path, "some", "another core", "c", {})

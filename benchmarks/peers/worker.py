@@ -1,4 +1,4 @@
-"""A worker process of control_throughput.py: one system, pinned, asked by JSON lines over stdin and stdout.
+"""A worker process of a benchmark: one system, pinned, asked by JSON lines over stdin and stdout.
 
 It runs in the environment of the system that it measures, so it imports nothing but the standard library
 until it is pinned, then JAX. Requests are {"do": ...}; each answer is one line, with "error" where the
@@ -23,7 +23,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PACKAGES = ("rljax", "rejax", "gymnax", "jax", "jaxlib", "flax", "optax", "distrax")
+PACKAGES = (
+    "rljax", "rejax", "gymnax", "jax", "jaxlib", "flax", "optax", "distrax",
+    "stable-baselines3", "sbx-rl", "torch", "gymnasium",
+)  # fmt: skip
 
 
 class Trial(NamedTuple):

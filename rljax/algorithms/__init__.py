@@ -16,7 +16,27 @@ import typing
 from types import ModuleType
 from typing import Any, NamedTuple
 
-NAMES = ("reinforce", "a2c", "ppo")
+NAMES = (
+    "reinforce",
+    "a2c",
+    "ppo",
+    "trpo",
+    "dqn",
+    "pqn",
+    "c51",
+    "qrdqn",
+    "iqn",
+    "rainbow",
+    "ddpg",
+    "td3",
+    "sac",
+    "discrete_sac",
+    "q_learning",
+    "sarsa",
+    "expected_sarsa",
+    "monte_carlo",
+    "td_lambda",
+)
 
 # What a field is that has no comment of its own, where every algorithm means the same by it.
 _COMMON = {
@@ -28,12 +48,21 @@ _COMMON = {
     "baseline": "what is subtracted from the return",
     "clip_schedule": "of ε over the run",
     "hidden_sizes": "units of each hidden layer",
+    "noise": "behind the actions: independent from step to step, or correlated in time",
     "num_envs": "environments running in parallel",
     "num_epochs": "passes over each rollout",
     "num_minibatches": "gradient steps of each pass over a rollout",
     "observation_normalization": "of observations, by running mean and variance",
     "optimizer": "that the gradients go through",
     "reward_scaling": "of rewards, by the running deviation of discounted returns",
+    "head": "of action values: plain, or dueling (a value and advantages)",
+    "hidden_normalization": "layer norm of the hidden layers, before their activation",
+    "epsilon_start": "ε of ε-greedy at the start",
+    "epsilon_end": "ε of ε-greedy after exploration_fraction of the run",
+    "target": "what the action values are learnt from",
+    "replay": "how transitions are drawn: uniform or prioritized",
+    "n_step": "rewards in a target before it bootstraps",
+    "schedule": "of the learning rate over the run",
     "torso": "whether policy and value have layers in common",
     "value_loss": "squared error, or the larger of it and its clipped form",
 }

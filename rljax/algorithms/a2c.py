@@ -70,6 +70,10 @@ class Config:
         """Environment steps of one `step`."""
         return self.num_envs * self.num_steps
 
+    @property
+    def initial_steps(self) -> int:
+        return 0
+
 
 @struct.dataclass
 class State:

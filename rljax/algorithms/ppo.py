@@ -79,6 +79,10 @@ class Config:
     def steps_per_iteration(self) -> int:
         return self.num_envs * self.num_steps
 
+    @property
+    def initial_steps(self) -> int:
+        return 0
+
 
 @struct.dataclass
 class State:

@@ -75,6 +75,10 @@ class Config:
         """The most environment steps of one `step`; those that finished environments wait are counted too."""
         return self.num_envs * self.num_steps
 
+    @property
+    def initial_steps(self) -> int:
+        return 0
+
 
 @struct.dataclass
 class State:

@@ -1,6 +1,6 @@
-"""Control problems behind one `Env`: Gymnax by id, a user's own, wrappers, and probes with known answers."""
+"""Control problems behind one `Env`: Gymnax by id, a user's own, wrappers, probes and MDPs of known value."""
 
-from rljax.envs import probes, wrappers
+from rljax.envs import probes, tabular, wrappers
 from rljax.envs.gymnax import from_gymnax, make, names
 
-__all__ = ["from_gymnax", "make", "names", "probes", "wrappers"]
+__all__ = ["from_gymnax", "make", "names", "probes", "tabular", "wrappers"]

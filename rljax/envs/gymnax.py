@@ -19,19 +19,20 @@ import numpy as np
 from jax.core import Tracer
 
 from rljax.checks import RunError, suggest
-from rljax.envs import probes
+from rljax.envs import probes, tabular
 from rljax.envs.wrappers import part
 from rljax.types import Array, Box, Discrete, Env, Key, PyTree, Space
 
 _Leaf = jax.ShapeDtypeStruct
 _ENDLESS = 10**9  # a time limit of this many steps or more is none
+_OURS = {**probes.PROBES, **tabular.PROBLEMS}
 
 
 def names() -> tuple[str, ...]:
-    """Every id that `make` knows: Gymnax's own, those a user has registered with Gymnax, and the probes."""
+    """Every id that `make` knows: Gymnax's own, a user's that are registered there, probes and MDPs."""
     import gymnax  # here and not above: it takes seconds, and `import rljax` should not
 
-    return (*gymnax.registered_envs, *probes.PROBES)
+    return (*gymnax.registered_envs, *_OURS)
 
 
 def make(name: str, **arguments: Any) -> Env:
@@ -41,9 +42,9 @@ def make(name: str, **arguments: Any) -> Env:
     Parameters may be traced: built inside a `vmap` over them, the environment is swept. Constructor arguments
     may not. ValueError for an unknown id or argument; RunError where a constructor cannot load its data.
     """
-    if name in probes.PROBES:
-        _check(name, arguments, list(inspect.signature(probes.PROBES[name]).parameters))
-        return probes.PROBES[name](**arguments)
+    if name in _OURS:
+        _check(name, arguments, list(inspect.signature(_OURS[name]).parameters))
+        return _OURS[name](**arguments)
     import gymnax
 
     if name not in gymnax.registered_envs:

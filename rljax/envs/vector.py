@@ -48,7 +48,19 @@ class Episodes(NamedTuple):
     episode_length: Mean
 
 
-class _Pool(NamedTuple):
+class Outcome(NamedTuple):
+    """What one step of N environments gave."""
+
+    obs: PyTree  # (N, ...) the true next observation, final where the episode ended
+    reward: Array  # (N,)
+    terminated: Array  # (N,) bool: nothing follows
+    truncated: Array  # (N,) bool: cut off, something would follow
+    episodes: Episodes
+
+
+class Pool(NamedTuple):
+    """P fresh starts of episodes, to be handed out once each."""
+
     key: Key
     obs: PyTree  # (P, ...)
     state: PyTree
@@ -68,6 +80,54 @@ def when(predicate: Array, function: Callable[[PyTree], PyTree], operand: PyTree
     """
     turn = lambda carry: (jnp.zeros_like(carry[0]), function(carry[1]))
     return jax.lax.while_loop(lambda carry: carry[0], turn, (predicate, operand))[1]
+
+
+def starts(env: Env, key: Key, fill_key: Key, num_envs: int, num_steps: int) -> Pool:
+    """A pool for about `num_steps` steps of N environments: one start for every 16 of their steps.
+
+    `fill_key` is consumed, `key` is kept for drawing the pool anew.
+    """
+    return _fill(env, key, fill_key, max(num_envs, num_envs * num_steps // 16))
+
+
+def _fill(env: Env, key: Key, fill_key: Key, size: int) -> Pool:
+    return Pool(key, *jax.vmap(env.reset)(jax.random.split(fill_key, size)), jnp.int32(0))
+
+
+def step(env: Env, key: Key, worlds: Worlds, pool: Pool, action: PyTree) -> tuple[Worlds, Pool, Outcome]:
+    """Step N environments once; those whose episode ends start anew from the pool.
+
+    Args:
+        action: (N, ...) as the environment takes it.
+    """
+    num_envs, size = worlds.episode_return.shape[0], jax.tree.leaves(pool.obs)[0].shape[0]
+    keys = jax.random.split(key, num_envs)
+    obs, state, reward, terminated, truncated = jax.vmap(env.step)(keys, worlds.state, action)
+    done = terminated | truncated
+
+    order = jnp.cumsum(done, dtype=jnp.int32)
+    pool = when(
+        pool.used + order[-1] > size, lambda pool: _fill(env, *jax.random.split(pool.key), size), pool
+    )
+    fresh = jnp.clip(pool.used + order - 1, 0, size - 1)
+    pool = pool._replace(used=pool.used + order[-1])
+    start = lambda new, old: jnp.where(_rows(done, old), new[fresh], old)
+
+    returns, lengths = worlds.episode_return + reward, worlds.episode_length + 1
+    worlds = Worlds(
+        state=jax.tree.map(start, pool.state, state),
+        obs=jax.tree.map(start, pool.obs, obs),
+        episode_return=jnp.where(done, 0.0, returns),
+        episode_length=jnp.where(done, 0, lengths),
+    )
+    episodes = Episodes(Mean.of(returns, done), Mean.of(lengths, done))
+    return worlds, pool, Outcome(obs, reward, terminated, truncated, episodes)
+
+
+def no_episodes() -> Episodes:
+    """None ended yet."""
+    none = Mean(jnp.float32(0), jnp.int32(0))
+    return Episodes(none, none)
 
 
 def rollout(
@@ -92,45 +152,29 @@ def rollout(
     Returns: the environments afterwards, the T × N steps, and the episodes that ended in them.
     """
     num_envs = worlds.episode_return.shape[0]
-    size = max(num_envs, num_envs * num_steps // 16)
-    fill = lambda key: jax.vmap(env.reset)(jax.random.split(key, size))
     pool_key, first_key, steps_key = jax.random.split(key, 3)
-    pool = _Pool(pool_key, *fill(first_key), jnp.int32(0))
 
-    def refill(pool: _Pool) -> _Pool:
-        key, fill_key = jax.random.split(pool.key)
-        return _Pool(key, *fill(fill_key), jnp.int32(0))
-
-    def step(carry: tuple, keys: Key) -> tuple[tuple, Rollout]:
+    def turn(carry: tuple, keys: Key) -> tuple[tuple, Rollout]:
         worlds, pool, episodes = carry
         action_key, env_key = keys
         raw, action = policy(action_key, worlds.obs)
-        env_keys = jax.random.split(env_key, num_envs)
-        obs, state, reward, terminated, truncated = jax.vmap(env.step)(env_keys, worlds.state, action)
-        done = terminated | truncated
-        cut = truncated & ~terminated
-        values = when(cut.any(), lambda _: bootstrap(obs), jnp.zeros(num_envs, jnp.float32))
-
-        order = jnp.cumsum(done, dtype=jnp.int32)
-        pool = when(pool.used + order[-1] > size, refill, pool)
-        fresh = jnp.clip(pool.used + order - 1, 0, size - 1)
-        pool = pool._replace(used=pool.used + order[-1])
-        start = lambda new, old: jnp.where(_rows(done, old), new[fresh], old)
-
-        returns, lengths = worlds.episode_return + reward, worlds.episode_length + 1
-        episodes = jax.tree.map(jnp.add, episodes, Episodes(Mean.of(returns, done), Mean.of(lengths, done)))
-        worlds = Worlds(
-            state=jax.tree.map(start, pool.state, state),
-            obs=jax.tree.map(start, pool.obs, obs),
-            episode_return=jnp.where(done, 0.0, returns),
-            episode_length=jnp.where(done, 0, lengths),
+        following, pool, outcome = step(env, env_key, worlds, pool, action)
+        cut = outcome.truncated & ~outcome.terminated
+        values = when(cut.any(), lambda _: bootstrap(outcome.obs), jnp.zeros(num_envs, jnp.float32))
+        episodes = jax.tree.map(jnp.add, episodes, outcome.episodes)
+        transition = Rollout(
+            worlds.obs,
+            raw,
+            outcome.reward,
+            outcome.terminated,
+            outcome.truncated,
+            jnp.where(cut, values, 0.0),
         )
-        transition = Rollout(carry[0].obs, raw, reward, terminated, truncated, jnp.where(cut, values, 0.0))
-        return (worlds, pool, episodes), transition
+        return (following, pool, episodes), transition
 
-    none = Mean(jnp.float32(0), jnp.int32(0))
     keys = jax.random.split(steps_key, (num_steps, 2))
-    (worlds, _, episodes), steps = jax.lax.scan(step, (worlds, pool, Episodes(none, none)), keys)
+    first = (worlds, starts(env, pool_key, first_key, num_envs, num_steps), no_episodes())
+    (worlds, _, episodes), steps = jax.lax.scan(turn, first, keys)
     return worlds, steps, episodes
 
 

@@ -206,3 +206,14 @@ def _tanh_log_prob(parameters: Gaussian, action: Float[Array, "*B D"]) -> Float[
 tanh_gaussian = Distribution(
     _gaussian_sample, _tanh_log_prob, _gaussian_entropy, _gaussian_mode, _gaussian_kl
 )
+
+
+def reparameterise(
+    noise: Float[Array, "*B D"], parameters: Gaussian
+) -> tuple[Float[Array, "*B D"], Float[Array, "*B"]]:
+    """The squashed action of `tanh_gaussian` that standard normal `noise` gives, in (−1, 1), and its
+    log-density there; gradients flow through both (Haarnoja et al. 2018, eq. 8).
+    """
+    mean, log_std = parameters
+    action = mean + jnp.exp(log_std) * noise
+    return squash(action), _tanh_log_prob(parameters, action)

@@ -18,6 +18,15 @@ def policy_gradient(log_prob: Float[Array, "*S"], advantage: Float[Array, "*S"])
     return -log_prob * advantage
 
 
+def surrogate(
+    log_prob: Float[Array, "*S"], log_prob_old: Float[Array, "*S"], advantage: Float[Array, "*S"]
+) -> Float[Array, "*S"]:
+    """−ρ A with ρ = exp(log_prob − log_prob_old), the importance-weighted objective of TRPO (Schulman et al.
+    2015, eq. 14). At ρ = 1 the gradient is that of `policy_gradient`.
+    """
+    return -jnp.exp(log_prob - log_prob_old) * advantage
+
+
 def clipped_surrogate(
     log_prob: Float[Array, "*S"],
     log_prob_old: Float[Array, "*S"],

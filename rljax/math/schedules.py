@@ -20,3 +20,11 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
 def factor(kind: str, progress: Array) -> Array:
     """The factor at `progress` = iteration / total, a scalar clipped to [0, 1]."""
     return SCHEDULES[kind](jnp.clip(progress, 0.0, 1.0))
+
+
+def interpolate(start: float | Array, end: float | Array, progress: Array, fraction: float | Array) -> Array:
+    """From `start` to `end` in a straight line over the first `fraction` > 0 of a run, and `end` after it.
+
+    `progress` = iteration / total, a scalar. The ε of ε-greedy, and the β of prioritised replay.
+    """
+    return start + (end - start) * jnp.clip(progress / fraction, 0.0, 1.0)

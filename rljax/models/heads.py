@@ -95,3 +95,46 @@ def policy_head(space: Space, kind: str = "gaussian") -> Head:
 
     chosen = distributions.tanh_gaussian if kind == "tanh" else distributions.diagonal_gaussian
     return Head(low.size, True, chosen, to_env)
+
+
+# Which algorithms fit an action space, for the messages of those that do not.
+POLICY_METHODS = "ppo, a2c, reinforce, trpo"
+DISCRETE_METHODS = f"dqn, c51, qrdqn, iqn, rainbow, pqn, discrete_sac, {POLICY_METHODS}"
+CONTINUOUS_METHODS = f"ddpg, td3, sac, {POLICY_METHODS}"
+
+
+def discrete_actions(space: Space, algorithm: str) -> int:
+    """The number of actions of a Discrete space, for an algorithm that takes no other.
+
+    Raises: ValueError naming the algorithms that fit the space.
+    """
+    if isinstance(space, Discrete):
+        return space.n
+    raise ValueError(_misfit(space, algorithm, "a Discrete action space"))
+
+
+def continuous_actions(space: Space, algorithm: str) -> tuple[int, Callable[[Array], Array]]:
+    """(D, to_env) of a Box with finite bounds, for an algorithm that takes no other: the size of a raw action
+    in [−1, 1], and from raw actions (..., D) to what the environment takes.
+
+    Raises: ValueError naming the algorithms that fit the space.
+    """
+    if not isinstance(space, Box):
+        raise ValueError(_misfit(space, algorithm, "a Box of actions with finite bounds"))
+    bounds = (space.low, space.high)
+    if not any(isinstance(bound, Tracer) for bound in bounds) and not all(
+        np.isfinite(bound).all() for bound in bounds
+    ):
+        raise ValueError(
+            f"{algorithm} needs finite action bounds, this space is {space}: use {POLICY_METHODS}, "
+            "or rljax.envs.wrappers.map_action"
+        )
+    head = policy_head(space)
+    return head.size, head.to_env
+
+
+def _misfit(space: Space, algorithm: str, needs: str) -> str:
+    fitting = {Discrete: DISCRETE_METHODS, Box: CONTINUOUS_METHODS, MultiDiscrete: POLICY_METHODS}
+    names = fitting.get(type(space))
+    hint = f"use {names}" if names else "wrap the environment"
+    return f"{algorithm} needs {needs}, this one is {space}: {hint}"

@@ -140,6 +140,7 @@ def build(
 
     def advance(shared: tuple, varied: dict, key: Key, state: PyTree) -> tuple[PyTree, PyTree, Array]:
         step = algorithm(shared, varied).step
+        state = state.replace(iteration=shared[4])  # one for all members: `vmap` leaves it without an axis
         shapes = jax.eval_shape(step, key, state)[1]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -182,7 +183,7 @@ def build(
         return compiled("init", init, arguments)(*arguments)
 
     def go(states: PyTree, n: int, retry: int = 0) -> tuple[PyTree, PyTree, Array]:
-        shared = (base, frozen, *share((np.int32(n), np.int32(retry))))
+        shared = (base, frozen, *share((np.int32(n), np.int32(retry), states.iteration[0])))
         arguments = (shared, varied, run_keys, states)
         return compiled("advance", advance, arguments, donate=(3,))(*arguments)
 
@@ -192,7 +193,7 @@ def build(
         return compiled(("evaluate", count), functools.partial(evaluate, count), arguments)(*arguments)
 
     def memory() -> int:
-        shared = (base, frozen, *share((np.int32(0), np.int32(0))))
+        shared = (base, frozen, *share((np.int32(0), np.int32(0), np.int32(0))))
         analysis = compiled(
             "advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)
         ).memory_analysis()

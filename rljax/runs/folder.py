@@ -52,6 +52,7 @@ def describe(
         "seeds": seeds,
         "preset": setup.preset,
         "own": ["env"] * setup.own_env + ["network"] * own_network,
+        "initial_steps": setup.config.initial_steps,
         "steps_per_iteration": setup.config.steps_per_iteration,
         "iterations": iterations,
         "versions": versions(),

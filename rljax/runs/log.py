@@ -44,7 +44,9 @@ def writers(
         if tensorboard:
             if run is None:
                 raise ValueError("tensorboard writes into the run folder: name one with out")
-            steps = None if resume_at is None else resume_at * description["steps_per_iteration"]
+            steps = None
+            if resume_at is not None:
+                steps = description["initial_steps"] + resume_at * description["steps_per_iteration"]
             opened.append(TensorBoard(run / "tensorboard", description["seeds"], steps))
         if run is not None:
             opened.append(MetricsFile(run / "metrics.jsonl", resume_at))

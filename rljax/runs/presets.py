@@ -58,6 +58,28 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "num_minibatches": 8,
         "activation": "relu",
     },
+    ("pqn", "CartPole-v1"): {
+        "total_steps": 500_000,
+        "learning_rate": 1e-3,
+        "trace_decay": 0.95,
+        "epsilon_end": 0.2,
+        "exploration_fraction": 0.2,
+        "reward_scale": 0.1,
+    },
+    ("pqn", "Breakout-MinAtar"): {
+        "total_steps": 10_000_000,
+        "learning_rate": 5e-4,
+        "num_envs": 128,
+        "num_steps": 32,
+        "num_epochs": 2,
+        "num_minibatches": 32,
+        "hidden_sizes": (128,),
+        "architecture": "cnn",
+    },
+    ("trpo", "CartPole-v1"): {
+        "total_steps": 200_000,
+        "num_value_epochs": 20,
+    },
 }
 
 

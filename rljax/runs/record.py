@@ -78,6 +78,7 @@ class Recorder:
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
         self.seeds = description["seeds"]
         self.per_iteration = setup.config.steps_per_iteration
+        self.initial = setup.config.initial_steps
         self.iteration = restored.iteration if restored else 0
         self.seconds = restored.metadata["seconds"] if restored else 0.0
         self.before = (self.iteration, self.seconds)
@@ -91,6 +92,10 @@ class Recorder:
             run, description, options.tensorboard, options.wandb, self.iteration if restored else None
         )
 
+    def steps(self, iteration: int) -> int:
+        """Environment steps of each member after so many iterations."""
+        return self.initial + iteration * self.per_iteration
+
     def rate(self, iteration: int, seconds: float) -> float:
         """Environment steps per second since this process began training, over all members."""
         spent = max(seconds - self.before[1], 1e-9)
@@ -100,7 +105,7 @@ class Recorder:
         if not self.options.evaluate_every:
             self.see(metrics.get("episode_return"))
         speed = self.rate(iteration, self.before[1] + seconds)
-        self.bar.update(iteration * self.per_iteration, speed, self.score())
+        self.bar.update(self.steps(iteration), speed, self.score())
 
     def see(self, returns: np.ndarray | None) -> None:
         if returns is not None and not np.isnan(returns).all():
@@ -118,7 +123,7 @@ class Recorder:
         self.iteration, self.seconds = row.iteration, self.before[1] + row.seconds
         content = {
             "iteration": row.iteration,
-            "steps": row.iteration * self.per_iteration,
+            "steps": self.steps(row.iteration),
             "seconds": round(self.seconds, 3),
             "steps_per_second": round(self.rate(row.iteration, self.seconds), 1),
         } | {name: column.tolist() for name, column in row.metrics.items()}
@@ -140,7 +145,7 @@ class Recorder:
         if target is None or self.current is None or not (self.current >= target).all():
             return False
         self.bar.say(
-            f"every seed reached a return of {target:g} after {self.iteration * self.per_iteration:,} steps"
+            f"every seed reached a return of {target:g} after {self.steps(self.iteration):,} steps"
         )
         return True
 
@@ -195,7 +200,7 @@ class Recorder:
     def finish(self, states: PyTree, compile_seconds: float) -> Result:
         """The final evaluation, summary.json and curve.png."""
         per_seed = self.evaluate(states).tolist()
-        steps = self.iteration * self.per_iteration
+        steps = self.steps(self.iteration)
         hosted = self.program.fetch(states)
         summary = {
             "algorithm": self.setup.algorithm,

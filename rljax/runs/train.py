@@ -82,7 +82,7 @@ def train_members(
     """`train` for members that differ in swept[field][i] as well as in seeds[i]."""
     config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
-    total = math.ceil(float(config.total_steps) / per_iteration)
+    total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
     if env.host and (resume or options.checkpoint_every):
         raise ValueError(
             f"{env.name} lives on the host and its state cannot be saved: "
@@ -91,7 +91,8 @@ def train_members(
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total, network is not None)
     title = f"{setup.algorithm} on {setup.env_name}"
-    with folder.writing(run), log.Progress(total * per_iteration, title, options.progress) as bar:
+    steps = config.initial_steps + total * per_iteration
+    with folder.writing(run), log.Progress(steps, title, options.progress) as bar:
         restored = _previous(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {title}")

@@ -342,6 +342,8 @@ def test_shapes_that_change_are_refused():
 
 
 def test_names_lists_every_environment_and_importing_is_cheap():
-    assert set(IDS) | {"MNISTBandit-bsuite"} | set(envs.probes.PROBES) == set(envs.names())
+    assert set(IDS) | {"MNISTBandit-bsuite"} | set(envs.probes.PROBES) | set(envs.tabular.PROBLEMS) == set(
+        envs.names()
+    )
     code = "import sys, rljax.envs; sys.exit('gymnax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

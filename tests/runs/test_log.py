@@ -18,6 +18,7 @@ DESCRIPTION = {
     "config": {"learning_rate": [1e-3, 1e-4], "clip": 0.2},
     "swept": ["learning_rate"],
     "seeds": [3, 4],
+    "initial_steps": 0,
     "steps_per_iteration": 100,
 }
 

@@ -75,6 +75,7 @@ def test_config_json(whole: Result) -> None:
         "seeds",
         "preset",
         "own",
+        "initial_steps",
         "steps_per_iteration",
         "iterations",
         "versions",

@@ -1,0 +1,227 @@
+"""C51, the categorical DQN (Bellemare, Dabney & Munos 2017, arXiv:1707.06887), for discrete actions: a
+network gives for every action a distribution of the return on M fixed atoms.
+
+    z_i = V_low + i (V_high − V_low) / (M − 1),   q(s, a) = Σ_i z_i p_i(s, a)
+    m   = Φ(R + Γ z, p⁻(s', a*)),   a* = argmax_a q⁻(s', a)                target "max"
+                                    a* = argmax_a q(s', a)                 "double"
+    L   = E[−w Σ_i m_i log p_i(s, a)]
+
+with Φ the projection of the moved atoms onto the fixed ones, R the sum of n discounted rewards, Γ = γⁿ, or 0
+where the episode terminated, p⁻ and q⁻ of the target network and w the importance weights of a prioritised
+replay (1 for a uniform one), whose priorities are KL(m ‖ p). Returns outside [value_low, value_high] are
+clipped to it: set both to the range of discounted returns. With a dueling head, n_step = 3 and prioritised
+replay this is Rainbow: see `rainbow`.
+
+Differs from the paper: as `dqn` does (soft target updates, Adam, clipped gradients, truncated steps bootstrap
+from their true final observation); the default target is double DQN's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.core import Tracer
+
+from rljax import checks, replay
+from rljax.algorithms import off_policy
+from rljax.envs import vector
+from rljax.envs.vector import Worlds
+from rljax.math import action_values, schedules
+from rljax.math.schedules import SCHEDULES
+from rljax.models import discrete_actions, normalizer, q_network, q_policy
+from rljax.replay import Batch, Ring
+from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+
+# The action values that choose the next action: (q, online parameters, target parameters, observations).
+TARGETS = {
+    "max": lambda q, params, target_params, obs: q(target_params, obs),
+    "double": lambda q, params, target_params, obs: q(params, obs),
+}
+
+
+@struct.dataclass
+class Config:
+    """Fields of C51; numbers are leaves that a sweep varies in one compilation, the rest is static."""
+
+    total_steps: float = 500_000  # environment steps of the run, learning_starts included
+    learning_rate: float = 5e-4  # of Adam, at the start
+    discount: float = 0.99  # γ
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.05
+    exploration_fraction: float = 0.5  # of the run, over which ε falls
+    target_rate: float = 0.01  # how far the target network moves, 1: copies
+    max_grad_norm: float = 10.0  # global norm to which gradients are clipped
+    adam_epsilon: float = 1e-8
+    priority_exponent: float = 0.6  # α of prioritised replay
+    importance_exponent: float = 0.4  # β of prioritised replay at the start, 1 at the end
+    value_low: float = -10.0  # V_low, the least return that an atom stands for
+    value_high: float = 10.0  # V_high, the largest
+    atoms: int = struct.field(pytree_node=False, default=51)  # M
+    num_envs: int = struct.field(pytree_node=False, default=8)
+    num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
+    train_every: int = struct.field(pytree_node=False, default=1)  # rows between updates
+    num_updates: int = struct.field(pytree_node=False, default=4)  # after every train_every rows
+    batch_size: int = struct.field(pytree_node=False, default=128)
+    buffer_size: int = struct.field(pytree_node=False, default=50_000)  # transitions, of all environments
+    learning_starts: int = struct.field(pytree_node=False, default=5_000)  # random steps before learning
+    target_every: int = struct.field(pytree_node=False, default=1)  # updates between moves of the target
+    n_step: int = struct.field(pytree_node=False, default=1)
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
+    activation: str = struct.field(pytree_node=False, default="relu")
+    architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
+    head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="plain")
+    hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")
+    target: Literal["max", "double"] = struct.field(pytree_node=False, default="double")
+    replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(
+        pytree_node=False, default="constant"
+    )  # learning rate
+    observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def initial_steps(self) -> int:
+        return -(-self.learning_starts // self.num_envs) * self.num_envs
+
+
+@struct.dataclass
+class State:
+    params: PyTree
+    target_params: PyTree
+    opt_state: PyTree
+    worlds: Worlds  # num_envs running environments and their last observation
+    ring: Ring  # the replay
+    normalizer: PyTree  # running statistics of observations, or ()
+    iteration: Array
+
+
+class Metrics(NamedTuple):
+    episode_return: Mean  # undiscounted, of the episodes that ended
+    episode_length: Mean
+    loss: Mean
+    q_value: Mean  # of the actions taken
+    kl: Mean  # KL(m ‖ p)
+    gradient_norm: Mean  # before clipping
+
+
+def make(env: Env, config: Any, network: Network | None = None, frozen: Any = None) -> Algorithm:
+    """C51 on `env`. A `network` of the user's own gives the logits of an observation, (..., A, M).
+
+    Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
+    where the actions are not discrete.
+    """
+    del frozen
+    num_actions = discrete_actions(env.action_space, type(config).__module__.rpartition(".")[2])
+    off_policy.check(config)
+    checks.number(
+        config, "learning_rate", "max_grad_norm", "adam_epsilon", "target_rate",
+        "exploration_fraction", low=0, open_low=True,
+    )  # fmt: skip
+    checks.number(
+        config, "epsilon_start", "epsilon_end", "target_rate", "exploration_fraction", low=0, high=1
+    )
+    checks.number(config, "value_low", "value_high")
+    checks.count(config, "target_every")
+    checks.count(config, "atoms", low=2)
+    checks.choice(config, "target", TARGETS)
+    checks.choice(config, "schedule", SCHEDULES)
+    bounds = config.value_low, config.value_high
+    if not any(isinstance(bound, Tracer) for bound in bounds) and np.any(np.subtract(*bounds) >= 0):
+        name = f"{type(config).__module__.rpartition('.')[2]}.Config.value_high"
+        right = f"must be above value_low = {checks.show(config.value_low)}"
+        raise ValueError(f"{name} = {checks.show(config.value_high)}: {right}")
+    memory = replay.make(config, env)
+    network = network or q_network(env.observation_space, num_actions, config, config.atoms)
+    observe = normalizer(env.observation_space, config)
+    choose = TARGETS[config.target]
+    support = jnp.linspace(*bounds, config.atoms)
+    expected = lambda logits: jax.nn.softmax(logits) @ support
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+        )
+    )
+
+    def init(key: Key) -> State:
+        params_key, worlds_key, fill_key = jax.random.split(key, 3)
+        worlds = vector.reset(env, worlds_key, config.num_envs)
+        example = jax.tree.map(lambda x: x[0], worlds.obs)
+        params = network.init(params_key, example)
+
+        def explore(key: Key) -> tuple[Array, Array]:
+            action = jax.random.randint(key, (config.num_envs,), 0, num_actions)
+            return action, action
+
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        return State(
+            params=params,
+            target_params=params,
+            opt_state=optimizer.init(params),
+            worlds=worlds,
+            ring=ring,
+            normalizer=observe.update(observe.init(example), obs),
+            iteration=jnp.int32(0),
+        )
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        logits = lambda params, obs: network.apply(params, observe.apply(state.normalizer, obs))
+        q = lambda params, obs: expected(logits(params, obs))
+
+        def act(key: Key, learner: tuple, obs: PyTree, noise: tuple, progress: Array) -> tuple:
+            epsilon = schedules.interpolate(
+                config.epsilon_start, config.epsilon_end, progress, config.exploration_fraction
+            )
+            action = action_values.epsilon_greedy(key, q(learner[0], obs), epsilon)
+            return action, action, noise
+
+        def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
+            params, target_params, opt_state = learner
+            chosen = action_values.greedy(choose(q, params, target_params, batch.next_obs))
+            following = jax.nn.softmax(action_values.select(logits(target_params, batch.next_obs), chosen))
+            project = jax.vmap(action_values.categorical_projection, (None, 0, 0, 0))
+            goal = project(support, following, batch.reward, batch.discount)
+
+            def loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
+                predicted = action_values.select(logits(params, batch.obs), batch.action)
+                losses = action_values.categorical_cross_entropy(goal, predicted)
+                kl = jnp.maximum(action_values.categorical_kl(goal, predicted), 0.0)
+                return (batch.weight * losses).mean(), (expected(predicted), kl)
+
+            (total, (value, kl)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, opt_state = optimizer.update(gradients, opt_state)
+            progress = state.iteration * (config.steps_per_iteration / config.total_steps)
+            learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+            target_params = off_policy.follow(params, target_params, update, config)
+            measures = jnp.stack([total, value.mean(), kl.mean(), optax.tree.norm(gradients)])
+            return (params, target_params, opt_state), kl + 1e-6, measures
+
+        learner = (state.params, state.target_params, state.opt_state)
+        done = off_policy.cycle(
+            env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
+        )
+        params, target_params, opt_state = done.learner
+        new = State(
+            params=params,
+            target_params=target_params,
+            opt_state=opt_state,
+            worlds=done.worlds,
+            ring=done.ring,
+            normalizer=observe.update(state.normalizer, done.obs),
+            iteration=state.iteration + 1,
+        )
+        return new, Metrics(*done.episodes, *map(Mean.of, done.measures.T))
+
+    def policy(state: State) -> Policy:
+        q = lambda obs: expected(network.apply(state.params, observe.apply(state.normalizer, obs)))
+        return q_policy(env.action_space, q, jnp.float32(config.epsilon_end))
+
+    return Algorithm(init, step, policy)

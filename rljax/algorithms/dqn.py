@@ -1,0 +1,239 @@
+"""Deep Q-networks (Mnih et al. 2015) and what grew on them without changing what a network predicts: double
+DQN (van Hasselt et al. 2016, arXiv:1509.06461), dueling heads (Wang et al. 2016, arXiv:1511.06581), n-step
+targets, prioritised replay (Schaul et al. 2016, arXiv:1511.05952) and Munchausen DQN (Vieillard et al. 2020,
+arXiv:2007.14430). For discrete actions.
+
+    y = R + Γ · max_a q⁻(s', a)                                   "max"
+    y = R + Γ · q⁻(s', argmax_a q(s', a))                         "double"
+    y = R + α [τ log π⁻(a | s)]_{l₀}^0 + Γ · τ log Σ_a exp(q⁻(s', a) / τ)   "munchausen"
+    L = E[w · huber(q(s, a) − y)]
+
+with π⁻ = softmax(q⁻ / τ), R the sum of n discounted rewards, Γ = γⁿ, or 0 where the episode terminated, q⁻
+the target network and w the importance weights of a prioritised replay (1 for a uniform one). Acting is
+ε-greedy. One step is num_steps rows of num_envs environments, with num_updates minibatches after each
+`train_every` of them.
+
+Differs from the paper: the target network follows by target_rate every target_every updates (1.0 and 500: the
+paper's copies; 0.01 and 1: soft updates); Adam instead of RMSProp, gradients clipped in global norm; rewards
+are not clipped; a truncated step bootstraps from its true final observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from rljax import checks, replay
+from rljax.algorithms import off_policy
+from rljax.envs import vector
+from rljax.envs.vector import Worlds
+from rljax.math import action_values, schedules
+from rljax.math.schedules import SCHEDULES
+from rljax.models import discrete_actions, normalizer, q_network
+from rljax.replay import Batch, Ring
+from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+
+
+def _max(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
+    return batch.reward + batch.discount * action_values.max_value(q(target, batch.next_obs))
+
+
+def _double(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
+    value = action_values.double_value(q(target, batch.next_obs), q(params, batch.next_obs))
+    return batch.reward + batch.discount * value
+
+
+def _munchausen(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
+    temperature, scale, low = config.entropy_temperature, config.munchausen_scale, config.munchausen_low
+    bonus = action_values.munchausen_bonus(q(target, batch.obs), batch.action, temperature, scale, low)
+    value = action_values.soft_value(q(target, batch.next_obs), temperature)
+    return batch.reward + bonus + batch.discount * value
+
+
+TARGETS = {"max": _max, "double": _double, "munchausen": _munchausen}
+LOSSES: dict[str, Callable[[Array], Array]] = {
+    "huber": lambda error: action_values.huber(error, 1.0),
+    "squared": lambda error: 0.5 * jnp.square(error),
+}
+
+
+@struct.dataclass
+class Config:
+    """Fields of DQN; numbers are leaves that a sweep varies in one compilation, the rest is static."""
+
+    total_steps: float = 500_000  # environment steps of the run, learning_starts included
+    learning_rate: float = 5e-4  # of Adam, at the start
+    discount: float = 0.99  # γ
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.05
+    exploration_fraction: float = 0.5  # of the run, over which ε falls
+    target_rate: float = 0.01  # how far the target network moves, 1: copies
+    max_grad_norm: float = 10.0  # global norm to which gradients are clipped
+    adam_epsilon: float = 1e-8
+    priority_exponent: float = 0.6  # α of prioritised replay
+    importance_exponent: float = 0.4  # β of prioritised replay at the start, 1 at the end
+    entropy_temperature: float = 0.03  # τ of the Munchausen target
+    munchausen_scale: float = 0.9  # α of the Munchausen target
+    munchausen_low: float = -1.0  # l₀ of the Munchausen target
+    num_envs: int = struct.field(pytree_node=False, default=8)
+    num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
+    train_every: int = struct.field(pytree_node=False, default=1)  # rows between updates
+    num_updates: int = struct.field(pytree_node=False, default=4)  # after every train_every rows
+    batch_size: int = struct.field(pytree_node=False, default=128)
+    buffer_size: int = struct.field(pytree_node=False, default=50_000)  # transitions, of all environments
+    learning_starts: int = struct.field(pytree_node=False, default=5_000)  # random steps before learning
+    target_every: int = struct.field(pytree_node=False, default=1)  # updates between moves of the target
+    n_step: int = struct.field(pytree_node=False, default=1)
+    hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
+    activation: str = struct.field(pytree_node=False, default="relu")
+    architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
+    head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="plain")
+    hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")
+    target: Literal["max", "double", "munchausen"] = struct.field(pytree_node=False, default="double")
+    loss: Literal["huber", "squared"] = struct.field(pytree_node=False, default="huber")
+    replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(
+        pytree_node=False, default="constant"
+    )  # learning rate
+    observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.num_envs * self.num_steps
+
+    @property
+    def initial_steps(self) -> int:
+        return -(-self.learning_starts // self.num_envs) * self.num_envs
+
+
+@struct.dataclass
+class State:
+    params: PyTree
+    target_params: PyTree
+    opt_state: PyTree
+    worlds: Worlds  # num_envs running environments and their last observation
+    ring: Ring  # the replay
+    normalizer: PyTree  # running statistics of observations, or ()
+    iteration: Array
+
+
+class Metrics(NamedTuple):
+    episode_return: Mean  # undiscounted, of the episodes that ended
+    episode_length: Mean
+    loss: Mean
+    q_value: Mean  # of the actions taken
+    td_error: Mean  # absolute
+    gradient_norm: Mean  # before clipping
+
+
+def make(env: Env, config: Config, network: Network | None = None, frozen: Any = None) -> Algorithm:
+    """DQN on `env`. A `network` of the user's own gives the value of each action of an observation, (..., A).
+
+    Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
+    where the actions are not discrete.
+    """
+    del frozen
+    num_actions = discrete_actions(env.action_space, "dqn")
+    off_policy.check(config)
+    checks.number(
+        config, "learning_rate", "max_grad_norm", "adam_epsilon", "entropy_temperature", "target_rate",
+        "exploration_fraction", low=0, open_low=True,
+    )  # fmt: skip
+    checks.number(
+        config, "epsilon_start", "epsilon_end", "target_rate", "exploration_fraction", low=0, high=1
+    )
+    checks.number(config, "munchausen_scale", low=0)
+    checks.number(config, "munchausen_low", high=0)
+    checks.count(config, "target_every")
+    checks.choice(config, "target", TARGETS)
+    checks.choice(config, "loss", LOSSES)
+    checks.choice(config, "schedule", SCHEDULES)
+    memory = replay.make(config, env)
+    network = network or q_network(env.observation_space, num_actions, config)
+    observe = normalizer(env.observation_space, config)
+    target_of, loss_of = TARGETS[config.target], LOSSES[config.loss]
+    optimizer = optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+        )
+    )
+
+    def init(key: Key) -> State:
+        params_key, worlds_key, fill_key = jax.random.split(key, 3)
+        worlds = vector.reset(env, worlds_key, config.num_envs)
+        example = jax.tree.map(lambda x: x[0], worlds.obs)
+        params = network.init(params_key, example)
+
+        def explore(key: Key) -> tuple[Array, Array]:
+            action = jax.random.randint(key, (config.num_envs,), 0, num_actions)
+            return action, action
+
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        return State(
+            params=params,
+            target_params=params,
+            opt_state=optimizer.init(params),
+            worlds=worlds,
+            ring=ring,
+            normalizer=observe.update(observe.init(example), obs),
+            iteration=jnp.int32(0),
+        )
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        q = lambda params, obs: network.apply(params, observe.apply(state.normalizer, obs))
+
+        def act(key: Key, learner: tuple, obs: PyTree, noise: tuple, progress: Array) -> tuple:
+            epsilon = schedules.interpolate(
+                config.epsilon_start, config.epsilon_end, progress, config.exploration_fraction
+            )
+            action = action_values.epsilon_greedy(key, q(learner[0], obs), epsilon)
+            return action, action, noise
+
+        def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
+            params, target_params, opt_state = learner
+            y = target_of(q, params, target_params, batch, config)
+
+            def loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
+                value = action_values.select(q(params, batch.obs), batch.action)
+                return (batch.weight * loss_of(value - y)).mean(), (value, value - y)
+
+            (total, (value, error)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, opt_state = optimizer.update(gradients, opt_state)
+            progress = state.iteration * (config.steps_per_iteration / config.total_steps)
+            learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
+            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+            target_params = off_policy.follow(params, target_params, update, config)
+            size = jnp.abs(error)
+            measures = jnp.stack([total, value.mean(), size.mean(), optax.tree.norm(gradients)])
+            return (params, target_params, opt_state), size + 1e-6, measures
+
+        learner = (state.params, state.target_params, state.opt_state)
+        done = off_policy.cycle(
+            env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
+        )
+        params, target_params, opt_state = done.learner
+        new = State(
+            params=params,
+            target_params=target_params,
+            opt_state=opt_state,
+            worlds=done.worlds,
+            ring=done.ring,
+            normalizer=observe.update(state.normalizer, done.obs),
+            iteration=state.iteration + 1,
+        )
+        return new, Metrics(*done.episodes, *map(Mean.of, done.measures.T))
+
+    def policy(state: State) -> Policy:
+        def act(key: Key, obs: PyTree, carry: tuple, greedy: bool | Array) -> tuple[Array, tuple]:
+            q = network.apply(state.params, observe.apply(state.normalizer, obs))
+            epsilon = jnp.where(greedy, 0.0, config.epsilon_end)
+            return action_values.epsilon_greedy(key, q, epsilon), carry
+
+        return Policy(tuple, act)
+
+    return Algorithm(init, step, policy)
