@@ -2,8 +2,10 @@
 
     python experiments/sarsa_cliff_walking.py [folder]
 
-Took 0 minutes on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes per seed: IQM 0, 95 % interval 0 to 0.
+Took 0.6 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM −15.0, 95 % interval −15.0 to −15.0.
+Two steps longer than the shortest way, and the best for a policy that explores (ε = 0.1): −20.7 per
+episode at last, of −20.7 that are possible.
 """
 
 import json

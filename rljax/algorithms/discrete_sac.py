@@ -193,7 +193,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             def critic_loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
                 values = networks.critic.apply(params, batch.obs)  # (2, B, A)
                 value = jax.vmap(action_values.select, (0, None))(values, batch.action)
-                return (batch.weight * 0.5 * jnp.square(value - y).sum(axis=0)).mean(), (value, value - y)
+                error = value - y[None]
+                return (batch.weight * 0.5 * jnp.square(error).sum(axis=0)).mean(), (value, error)
 
             (loss, (value, error)), gradients = jax.value_and_grad(critic_loss, has_aux=True)(params.critic)
             updates, critic_state = optimizer.update(gradients, opt_state.critic)

@@ -15,7 +15,9 @@ the target network and w the importance weights of a prioritised replay (1 for a
 
 Differs from the paper: the target network follows by target_rate every target_every updates (1.0 and 500: the
 paper's copies; 0.01 and 1: soft updates); Adam instead of RMSProp, gradients clipped in global norm; rewards
-are not clipped; a truncated step bootstraps from its true final observation.
+are not clipped; a truncated step bootstraps from its true final observation. The paper's clipped error, here
+the huber loss, has its minimum beside the mean of y where y is noisy, for instance where episodes end at
+random; with loss "squared" q is the expected return (tests/algorithms/test_exact.py).
 """
 
 from __future__ import annotations

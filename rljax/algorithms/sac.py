@@ -6,16 +6,15 @@
     L_α = E[−α (log π(ã | s) + H)],                          H = −target_entropy_ratio · D
 
 with R the sum of n discounted rewards, Γ = γⁿ, or 0 where the episode terminated, q⁻ the target networks, and
-w the importance weights of a prioritised replay (1 for a uniform one). The policy is a Gaussian squashed by
-tanh; actions a and their densities are in units of an action space [−1, 1], and H with them. An update takes
-the critics first, then the policy by the new critics, then α = exp(log_temperature), then moves the targets.
-The first `learning_starts` steps are uniform. One step is num_steps rows of num_envs environments, each
-`train_every` of them followed by num_updates minibatches.
+w the importance weights of a prioritised replay (else 1). The policy is a Gaussian squashed by tanh; actions,
+densities and H are in units of an action space [−1, 1]. An update takes the critics, the policy by the new
+critics, α, and moves the targets, in this order. The first `learning_starts` steps are uniform. One step is
+num_steps rows of num_envs environments, each `train_every` of them followed by num_updates minibatches.
 
-Differs from the paper: networks are 64 wide (its Table 1: 256, and so is Brax: hidden_sizes=(256, 256)) with
-SiLU instead of ReLU, initialised orthogonally; with n_step > 1 only the last value has its entropy bonus; a
-truncated step bootstraps from its true final observation; the normal numbers behind the actions of an episode
-may be correlated in time, where an action must be held to get anywhere (Eberhard et al. 2023, "Pink noise").
+Differs from the paper: networks are 64 wide (its Table 1 and Brax: hidden_sizes=(256, 256)), with SiLU and
+orthogonal layers; with n_step > 1 only the last value has an entropy bonus; truncated steps bootstrap from
+true final observations; the normal numbers behind an episode's actions may be correlated in time, where
+actions must be held to get anywhere (Eberhard et al. 2023, "Pink noise is all you need").
 """
 
 from __future__ import annotations
@@ -201,7 +200,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
 
             def critic_loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
                 value = networks.critic.apply(params, batch.obs, batch.action)  # (2, B)
-                return (batch.weight * 0.5 * jnp.square(value - y).sum(axis=0)).mean(), (value, value - y)
+                error = value - y[None]
+                return (batch.weight * 0.5 * jnp.square(error).sum(axis=0)).mean(), (value, error)
 
             (loss, (value, error)), gradients = jax.value_and_grad(critic_loss, has_aux=True)(params.critic)
             updates, critic_state = optimizer.update(gradients, opt_state.critic)

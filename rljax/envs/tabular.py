@@ -194,6 +194,8 @@ def frozen_lake(size: int = 4, is_slippery: bool = True, discount: float = 0.99)
     """
     if size not in LAKES:
         raise ValueError(f"frozen_lake: size = {size}: must be one of {', '.join(map(str, LAKES))}")
+    if not isinstance(is_slippery, bool):
+        raise ValueError(f"frozen_lake: is_slippery = {is_slippery!r}: must be True or False")
     ice = LAKES[size].replace(" ", "")
     transition, reward = np.zeros((size**2, 4, size**2)), np.zeros((size**2, 4, size**2))
     for state, action, offset in np.ndindex(size**2, 4, 3):

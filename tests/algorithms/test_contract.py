@@ -85,6 +85,30 @@ TABLE = {
         {"num_envs": 4, "num_steps": 16, "num_epochs": 2, "num_minibatches": 2},
         {"learning_rate": [1e-4, 1e-3, 1e-2], "trace_decay": [0.0, 0.65, 0.95]},
     ),
+    "c51": Row(
+        "c51",
+        "CartPole-v1",
+        {**REPLAY, "atoms": 11, "value_low": 0.0, "value_high": 100.0},
+        {"learning_rate": [1e-4, 1e-3, 1e-2], "value_high": [50.0, 100.0, 200.0]},
+    ),
+    "qrdqn": Row(
+        "qrdqn",
+        "CartPole-v1",
+        {**REPLAY, "quantiles": 5, "target": "munchausen"},
+        {"kappa": [0.5, 1.0, 2.0], "learning_rate": [1e-4, 1e-3, 1e-2]},
+    ),
+    "iqn": Row(
+        "iqn",
+        "CartPole-v1",
+        {**REPLAY, "hidden_sizes": (8, 8), "num_quantiles": 4, "num_policy_quantiles": 3},
+        {"discount": [0.9, 0.95, 0.99], "epsilon_end": [0.01, 0.05, 0.1]},
+    ),
+    "rainbow": Row(
+        "rainbow",
+        "CartPole-v1",
+        {**REPLAY, "atoms": 11, "value_low": 0.0, "value_high": 100.0},
+        {"learning_rate": [1e-4, 1e-3, 1e-2], "priority_exponent": [0.4, 0.5, 0.6]},
+    ),
     "ddpg": Row(
         "ddpg",
         "Pendulum-v1",

@@ -65,12 +65,12 @@ FIELDS |= {
     "sac": REPLAY | GREEDY,
     "discrete_sac": REPLAY | GREEDY,
 }
-QUANTILES = {**REPLAY, "num_updates": 2, "epsilon_end": 0.5}
+QUANTILES = {**REPLAY, "num_updates": 2, "epsilon_end": 0.5, "target_rate": 0.1}
 CATEGORICAL = {**QUANTILES, "value_low": -2.0, "value_high": 12.0, "atoms": 29}
 FIELDS |= {
     "c51": CATEGORICAL,
     "rainbow": CATEGORICAL,
-    "qrdqn": {**QUANTILES, "quantiles": 5, "target_rate": 0.1},
+    "qrdqn": {**QUANTILES, "quantiles": 5},
     "iqn": {**QUANTILES, "hidden_sizes": (16, 16)},
 }
 POLICY_GRADIENT = ("reinforce", "a2c", "ppo")  # whose first gradient is known by hand

@@ -266,6 +266,7 @@ def test_arrays_that_are_no_mdp_are_refused_in_one_line(change, message):
     [
         ("FrozenLake-tabular", {"slippery": True}, "no argument 'slippery'; did you mean is_slippery?"),
         ("FrozenLake-tabular", {"max_steps": 0}, "max_steps = 0: must be None or an integer of at least 1"),
+        ("FrozenLake-tabular", {"is_slippery": "no"}, "is_slippery = 'no': must be True or False"),
         ("FrozenLake-tabular", {"discount": 2.0}, "MDP.discount = 2"),
         ("RandomMDP-tabular", {"branching": 17}, "branching = 17: must be at most num_states = 16"),
         ("RandomMDP-tabular", {"num_states": 2.5}, "num_states = 2.5: must be an integer of at least 1"),
