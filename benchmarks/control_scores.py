@@ -25,6 +25,7 @@ class Row(NamedTuple):
     steps: int
     target: float | None = None
     seeds: int = 20
+    episodes: int = 128  # per seed
 
     @property
     def name(self) -> str:
@@ -40,8 +41,24 @@ ROWS = (
     Row("ppo", "Breakout-MinAtar", 10_000_000, 40, seeds=3),
     Row("a2c", "CartPole-v1", 500_000),
     Row("reinforce", "CartPole-v1", 500_000),
+    Row("trpo", "CartPole-v1", 200_000, 498, seeds=10),
+    Row("dqn", "CartPole-v1", 500_000, 498, seeds=10),
+    Row("dqn", "Acrobot-v1", 500_000, -80, seeds=10),
+    Row("dqn", "MountainCar-v0", 500_000, -110, seeds=10),
+    Row("c51", "CartPole-v1", 500_000, seeds=10),
+    Row("iqn", "CartPole-v1", 500_000, seeds=10),
+    Row("qrdqn", "Acrobot-v1", 500_000, -78, seeds=10),
+    Row("rainbow", "Acrobot-v1", 500_000, -78, seeds=10),
+    Row("pqn", "CartPole-v1", 500_000, 498, seeds=10),
+    Row("pqn", "Breakout-MinAtar", 10_000_000, 28, seeds=1),
+    Row("discrete_sac", "CartPole-v1", 500_000, 495, seeds=10),
+    Row("ddpg", "Pendulum-v1", 30_000, -160, seeds=10, episodes=1_000),
+    Row("td3", "Pendulum-v1", 30_000, -160, seeds=10, episodes=1_000),
+    Row("sac", "Pendulum-v1", 30_000, -160, seeds=10, episodes=1_000),
+    Row("ddpg", "MountainCarContinuous-v0", 300_000, 93, seeds=10),
+    Row("td3", "MountainCarContinuous-v0", 300_000, 93, seeds=10),
+    Row("sac", "MountainCarContinuous-v0", 300_000, 93, seeds=10),
 )
-EPISODES = 128
 
 
 def main(words: list[str] | None = None) -> int:
@@ -112,7 +129,7 @@ def measure(row: Row) -> dict[str, Any]:
     from rljax.runs import folder
 
     result = rljax.train(
-        row.algorithm, row.env, None, seeds=row.seeds, steps=row.steps, evaluation_episodes=EPISODES
+        row.algorithm, row.env, None, seeds=row.seeds, steps=row.steps, evaluation_episodes=row.episodes
     )
     summary = result.summary
     return row._asdict() | {

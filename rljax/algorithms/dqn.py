@@ -13,11 +13,11 @@ the target network and w the importance weights of a prioritised replay (1 for a
 ε-greedy. One step is num_steps rows of num_envs environments, with num_updates minibatches after each
 `train_every` of them.
 
-Differs from the paper: the target network follows by target_rate every target_every updates (1.0 and 500: the
-paper's copies; 0.01 and 1: soft updates); Adam instead of RMSProp, gradients clipped in global norm; rewards
-are not clipped; a truncated step bootstraps from its true final observation. The paper's clipped error, here
-the huber loss, has its minimum beside the mean of y where y is noisy, for instance where episodes end at
-random; with loss "squared" q is the expected return (tests/algorithms/test_exact.py).
+Differs from the paper: the target network moves by target_rate every target_every updates (1.0 and 200, like
+the paper's, are copies; 0.01 and 1 are soft updates); Adam instead of RMSProp, gradients clipped in global
+norm; rewards are not clipped; a truncated step bootstraps from its true final observation. The paper's
+clipped error, here the loss "huber", has its minimum beside the mean of y where y is noisy, for instance where
+episodes end at random; with "squared", the default, q is the expected return (tests/algorithms/test_exact.py).
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class Config:
     """Fields of DQN; numbers are leaves that a sweep varies in one compilation, the rest is static."""
 
     total_steps: float = 500_000  # environment steps of the run, learning_starts included
-    learning_rate: float = 5e-4  # of Adam, at the start
+    learning_rate: float = 1e-3  # of Adam, at the start
     discount: float = 0.99  # γ
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
-    exploration_fraction: float = 0.5  # of the run, over which ε falls
-    target_rate: float = 0.01  # how far the target network moves, 1: copies
+    exploration_fraction: float = 0.2  # of the run, over which ε falls
+    target_rate: float = 1.0  # how far the target network moves, 1: copies
     max_grad_norm: float = 10.0  # global norm to which gradients are clipped
     adam_epsilon: float = 1e-8
     priority_exponent: float = 0.6  # α of prioritised replay
@@ -85,11 +85,11 @@ class Config:
     num_envs: int = struct.field(pytree_node=False, default=8)
     num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
     train_every: int = struct.field(pytree_node=False, default=1)  # rows between updates
-    num_updates: int = struct.field(pytree_node=False, default=4)  # after every train_every rows
+    num_updates: int = struct.field(pytree_node=False, default=2)  # after every train_every rows
     batch_size: int = struct.field(pytree_node=False, default=128)
     buffer_size: int = struct.field(pytree_node=False, default=50_000)  # transitions, of all environments
     learning_starts: int = struct.field(pytree_node=False, default=5_000)  # random steps before learning
-    target_every: int = struct.field(pytree_node=False, default=1)  # updates between moves of the target
+    target_every: int = struct.field(pytree_node=False, default=200)  # updates between moves of the target
     n_step: int = struct.field(pytree_node=False, default=1)
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="relu")
@@ -97,10 +97,10 @@ class Config:
     head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="plain")
     hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")
     target: Literal["max", "double", "munchausen"] = struct.field(pytree_node=False, default="double")
-    loss: Literal["huber", "squared"] = struct.field(pytree_node=False, default="huber")
+    loss: Literal["huber", "squared"] = struct.field(pytree_node=False, default="squared")
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
     schedule: Literal["constant", "linear", "cosine"] = struct.field(
-        pytree_node=False, default="constant"
+        pytree_node=False, default="linear"
     )  # learning rate
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
 

@@ -24,8 +24,9 @@ REPLAY = {
 }
 METHODS = {
     "dqn": ("dqn", {**REPLAY, "loss": "squared"}),
-    "dqn-prioritized": (
-        "dqn", {**REPLAY, "loss": "squared", "replay": "prioritized", "head": "dueling"}
+    "dqn-prioritized": (  # β = 1 all along: less of it and rare ends, drawn too often, weigh too much
+        "dqn",
+        {**REPLAY, "loss": "squared", "replay": "prioritized", "importance_exponent": 1.0, "head": "dueling"},
     ),
     "qrdqn": ("qrdqn", {**REPLAY, "quantiles": 20, "kappa": 0.1}),
     "pqn": ("pqn", {**COMMON, "total_steps": 80_000, "num_envs": 16, "num_steps": 32, "trace_decay": 0.0}),

@@ -68,6 +68,7 @@ FIELDS |= {
 QUANTILES = {**REPLAY, "num_updates": 2, "epsilon_end": 0.5, "target_rate": 0.1}
 CATEGORICAL = {**QUANTILES, "value_low": -2.0, "value_high": 12.0, "atoms": 29}
 FIELDS |= {
+    "dqn": {**QUANTILES, "target_every": 1},
     "c51": CATEGORICAL,
     "rainbow": CATEGORICAL,
     "qrdqn": {**QUANTILES, "quantiles": 5},
@@ -75,7 +76,7 @@ FIELDS |= {
 }
 POLICY_GRADIENT = ("reinforce", "a2c", "ppo")  # whose first gradient is known by hand
 TABULAR = {"q_learning", "sarsa", "expected_sarsa", "monte_carlo", "td_lambda"}  # no observations of numbers
-ONLY_DISCRETE = ("pqn", "c51", "rainbow", "qrdqn", "iqn", "discrete_sac")
+ONLY_DISCRETE = ("dqn", "pqn", "c51", "rainbow", "qrdqn", "iqn", "discrete_sac")
 ONLY_CONTINUOUS = ("ddpg", "td3", "sac")
 
 
@@ -142,6 +143,7 @@ def discrete_critics(env: Any, config: Any) -> tuple[models.ActorCritic, Any]:
 
 
 NETWORKS: dict[str, Any] = {
+    "dqn": action_values,
     "pqn": action_values,
     "c51": categorical_values,
     "rainbow": categorical_values,
