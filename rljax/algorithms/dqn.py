@@ -16,8 +16,9 @@ the target network and w the importance weights of a prioritised replay (1 for a
 Differs from the paper: the target network moves by target_rate every target_every updates (1.0 and 200, like
 the paper's, are copies; 0.01 and 1 are soft updates); Adam instead of RMSProp, gradients clipped in global
 norm; rewards are not clipped; a truncated step bootstraps from its true final observation. The paper's
-clipped error, here the loss "huber", has its minimum beside the mean of y where y is noisy, for instance where
-episodes end at random; with "squared", the default, q is the expected return (tests/algorithms/test_exact.py).
+clipped error, here the loss "huber", has its minimum beside the mean of y where y is noisy, for instance
+where episodes end at random; with "squared", the default, q is the expected return
+(tests/algorithms/test_exact.py).
 """
 
 from __future__ import annotations

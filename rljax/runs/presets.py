@@ -76,6 +76,25 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "hidden_sizes": (128,),
         "architecture": "cnn",
     },
+    ("dqn", "CartPole-v1"): {
+        "total_steps": 300_000,
+        "buffer_size": 100_000,
+        "target_every": 500,
+        "n_step": 3,
+    },
+    ("dqn", "Acrobot-v1"): {
+        "total_steps": 400_000,
+        "batch_size": 64,
+        "buffer_size": 100_000,
+        "hidden_normalization": "layer",
+    },
+    ("dqn", "MountainCar-v0"): {
+        "total_steps": 400_000,
+        "exploration_fraction": 0.3,
+        "target_every": 500,
+        "n_step": 4,
+        "observation_normalization": "running",
+    },
     ("trpo", "CartPole-v1"): {
         "total_steps": 200_000,
         "num_value_epochs": 20,

@@ -61,17 +61,24 @@ GREEDY = {
 }  # values of the rewards alone
 FIELDS |= {
     "ddpg": {**REPLAY, "noise_scale": 0.3},
-    "td3": {**REPLAY, "noise_scale": 0.3, "target_noise": 0.05},
+    "td3": {**REPLAY, "noise_scale": 0.3, "target_noise": 0.05, "target_rate": 0.1},
     "sac": REPLAY | GREEDY,
     "discrete_sac": REPLAY | GREEDY,
 }
 QUANTILES = {**REPLAY, "num_updates": 2, "epsilon_end": 0.5, "target_rate": 0.1}
-CATEGORICAL = {**QUANTILES, "value_low": -2.0, "value_high": 12.0, "atoms": 29}
+CATEGORICAL = {
+    **REPLAY,
+    "num_updates": 2,
+    "epsilon_end": 0.5,
+    "value_low": -2.0,
+    "value_high": 12.0,
+    "atoms": 29,
+}
 FIELDS |= {
-    "dqn": {**QUANTILES, "target_every": 1},
+    "dqn": {**QUANTILES, "target_every": 1, "learning_rate": 3e-3},
     "c51": CATEGORICAL,
     "rainbow": CATEGORICAL,
-    "qrdqn": {**QUANTILES, "quantiles": 5},
+    "qrdqn": {**QUANTILES, "quantiles": 5, "learning_rate": 3e-3},
     "iqn": {**QUANTILES, "hidden_sizes": (16, 16)},
 }
 POLICY_GRADIENT = ("reinforce", "a2c", "ppo")  # whose first gradient is known by hand
