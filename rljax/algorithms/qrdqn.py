@@ -67,11 +67,11 @@ class Config:
     """Fields of QR-DQN; numbers are leaves that a sweep varies in one compilation, the rest is static."""
 
     total_steps: float = 500_000  # environment steps of the run, learning_starts included
-    learning_rate: float = 5e-4  # of Adam, at the start
+    learning_rate: float = 1e-3  # of Adam, at the start
     discount: float = 0.99  # γ
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
-    exploration_fraction: float = 0.5  # of the run, over which ε falls
+    exploration_fraction: float = 0.2  # of the run, over which ε falls
     target_rate: float = 0.01  # how far the target network moves, 1: copies
     max_grad_norm: float = 10.0  # global norm to which gradients are clipped
     adam_epsilon: float = 1e-8
@@ -85,7 +85,7 @@ class Config:
     num_envs: int = struct.field(pytree_node=False, default=8)
     num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
     train_every: int = struct.field(pytree_node=False, default=1)  # rows between updates
-    num_updates: int = struct.field(pytree_node=False, default=4)  # after every train_every rows
+    num_updates: int = struct.field(pytree_node=False, default=2)  # after every train_every rows
     batch_size: int = struct.field(pytree_node=False, default=128)
     buffer_size: int = struct.field(pytree_node=False, default=50_000)  # transitions, of all environments
     learning_starts: int = struct.field(pytree_node=False, default=5_000)  # random steps before learning
@@ -99,7 +99,7 @@ class Config:
     target: Literal["max", "double", "munchausen"] = struct.field(pytree_node=False, default="double")
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
     schedule: Literal["constant", "linear", "cosine"] = struct.field(
-        pytree_node=False, default="constant"
+        pytree_node=False, default="linear"
     )  # learning rate
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
 

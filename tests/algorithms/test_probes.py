@@ -78,8 +78,8 @@ FIELDS |= {
     "dqn": {**QUANTILES, "target_every": 1, "learning_rate": 3e-3},
     "c51": CATEGORICAL,
     "rainbow": CATEGORICAL,
-    "qrdqn": {**QUANTILES, "quantiles": 5, "learning_rate": 3e-3},
-    "iqn": {**QUANTILES, "hidden_sizes": (16, 16)},
+    "qrdqn": {**QUANTILES, "num_updates": 4, "quantiles": 5},
+    "iqn": {**QUANTILES, "num_updates": 4, "hidden_sizes": (16, 16)},
 }
 POLICY_GRADIENT = ("reinforce", "a2c", "ppo")  # whose first gradient is known by hand
 TABULAR = {"q_learning", "sarsa", "expected_sarsa", "monte_carlo", "td_lambda"}  # no observations of numbers
