@@ -2,8 +2,8 @@
 
     python experiments/qrdqn_acrobot.py [folder]
 
-Took 0 minutes on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes per seed: IQM −0, 95 % interval −0 to −0.
+Took 11 minutes on 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes per seed: IQM −67.1, 95 % interval −68.1 to −66.1.
 """
 
 import json

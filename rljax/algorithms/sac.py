@@ -13,8 +13,8 @@ num_steps rows of num_envs environments, each `train_every` of them followed by 
 
 Differs from the paper: networks are 64 wide (its Table 1 and Brax: hidden_sizes=(256, 256)), with SiLU and
 orthogonal layers; with n_step > 1 only the last value has an entropy bonus; truncated steps bootstrap from
-true final observations; the noise of an episode's actions may be correlated (Eberhard et al. 2023, "Pink
-noise is all you need").
+true final observations; the normal numbers behind an episode's actions may be correlated in time, where
+actions must be held to get anywhere (Eberhard et al. 2023, "Pink noise is all you need").
 """
 
 from __future__ import annotations
@@ -153,7 +153,6 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     observe = models.normalizer(env.observation_space, config)
     target_entropy = -config.target_entropy_ratio * size
     noise = NOISES[config.noise](1.0, config.noise_reversion)
-    num_updates = config.num_steps // config.train_every * config.num_updates  # of one iteration
     optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
 
     def init(key: Key) -> State:
@@ -183,8 +182,6 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         )
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        key, normal_key = jax.random.split(key)  # all updates' normal numbers at once, which is cheaper
-        normals = jax.random.normal(normal_key, (num_updates, 2, config.batch_size, size))
         see = lambda obs: observe.apply(state.normalizer, obs)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
@@ -196,10 +193,9 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             return raw, to_env(raw), wander
 
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
-            del key
             params, target_params, opt_state = learner
             batch = batch._replace(obs=see(batch.obs), next_obs=see(batch.next_obs))
-            next_normal, normal = normals[update % num_updates]
+            next_normal, normal = jax.random.normal(key, (2, config.batch_size, size))
             y = target(next_normal, networks, params, target_params, batch)
 
             def critic_loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:

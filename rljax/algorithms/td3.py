@@ -104,9 +104,10 @@ class Metrics(NamedTuple):
     gradient_norm: Mean  # of the critics
 
 
-def target(noise: Array, networks: ActorCritic, target_params: Params, batch: Batch) -> Array:
-    """y (B,), for a batch of normalised observations and the smoothing noise (B, D)."""
+def target(key: Key, networks: ActorCritic, target_params: Params, batch: Batch, config: Config) -> Array:
+    """y (B,), for a batch of normalised observations."""
     action = networks.actor.apply(target_params.actor, batch.next_obs)
+    noise = clipped_gaussian(key, action.shape, config.target_noise, config.target_noise_clip)
     value = networks.critic.apply(target_params.critic, batch.next_obs, jnp.clip(action + noise, -1.0, 1.0))
     return batch.reward + batch.discount * value.min(axis=0)
 
@@ -137,7 +138,6 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     networks = ActorCritic(actor, models.ensemble(single, 2))
     observe = models.normalizer(env.observation_space, config)
     noise = NOISES[config.noise](config.noise_scale, config.noise_reversion)
-    num_updates = config.num_steps // config.train_every * config.num_updates  # of one iteration
     optimizer = optax.scale_by_adam(eps=config.adam_epsilon)
 
     def init(key: Key) -> State:
@@ -166,10 +166,6 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         )
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        key, noise_key = jax.random.split(key)
-        smoothing = clipped_gaussian(  # for all updates at once, which is cheaper
-            noise_key, (num_updates, config.batch_size, size), config.target_noise, config.target_noise_clip
-        )
         see = lambda obs: observe.apply(state.normalizer, obs)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
@@ -181,10 +177,9 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             return raw, to_env(raw), wander
 
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
-            del key
             params, target_params, opt_state = learner
             batch = batch._replace(obs=see(batch.obs), next_obs=see(batch.next_obs))
-            y = target(smoothing[update % num_updates], networks, target_params, batch)
+            y = target(key, networks, target_params, batch, config)
 
             def critic_loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
                 value = networks.critic.apply(params, batch.obs, batch.action)  # (2, B)

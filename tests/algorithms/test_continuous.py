@@ -69,14 +69,19 @@ def test_the_target_of_td3_by_hand() -> None:
         lambda m, obs: jnp.clip(m * obs, -1, 1),
         lambda c, obs, action: jnp.stack([(obs + action)[:, 0], (obs + c * action)[:, 0]]),
     )
-    params = td3.Params(jnp.float32(0.3), jnp.float32(2.0))
-    for noise in (np.array([0.3, -0.2, 0.25, -0.3]), np.zeros(B)):
-        obs = np.array([1.0, -2, 3, -4])
-        action = np.clip(np.clip(0.3 * obs, -1, 1) + noise, -1, 1)
-        value = np.minimum(obs + action, obs + 2 * action)
-        expected = np.array([1, -1, 2, 0.5]) + np.array([0.9, 0.9, 0, 0.81]) * value
-        found = td3.target(jnp.float32(noise)[:, None], networks, params, batch())
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    params, key = td3.Params(jnp.float32(0.3), jnp.float32(2.0)), jax.random.key(0)
+    config = td3.Config(target_noise=0.4, target_noise_clip=0.3)
+    noise = np.clip(0.4 * np.asarray(jax.random.normal(key, (B, 1))), -0.3, 0.3)[:, 0]
+    obs = np.array([1.0, -2, 3, -4])
+    action = np.clip(np.clip(0.3 * obs, -1, 1) + noise, -1, 1)
+    value = np.minimum(obs + action, obs + 2 * action)
+    expected = np.array([1, -1, 2, 0.5]) + np.array([0.9, 0.9, 0, 0.81]) * value
+    np.testing.assert_allclose(td3.target(key, networks, params, batch(), config), expected, rtol=1e-5)
+    quiet = td3.Config(target_noise=0.0)
+    action = np.clip(0.3 * obs, -1, 1)
+    value = np.minimum(obs + action, obs + 2 * action)
+    expected = np.array([1, -1, 2, 0.5]) + np.array([0.9, 0.9, 0, 0.81]) * value
+    np.testing.assert_allclose(td3.target(key, networks, params, batch(), quiet), expected, rtol=1e-5)
 
 
 def test_the_target_of_sac_by_hand() -> None:

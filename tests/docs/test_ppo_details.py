@@ -46,13 +46,29 @@ def read_fields(*sources: str) -> set[str]:
     }
 
 
+BUILDERS = {
+    "actor_critic(": "models/actor_critic.py",
+    "normalizer(": "models/observations.py",
+    "q_network(": "models/q_networks.py",
+    "implicit_quantile_network(": "models/q_networks.py",
+    "models.critic(": "models/continuous.py",
+    "replay.make(": "replay.py",
+    "off_policy.": "algorithms/off_policy.py",
+    "tables.": "algorithms/tables.py",
+    "algorithms.c51 import": "algorithms/c51.py",
+    "algorithms.qrdqn import": "algorithms/qrdqn.py",
+}
+
+
 def sources_of(name: str) -> list[str]:
-    """The algorithm's file, and those of the builders to which it hands its Config."""
-    own = (ROOT / "rljax" / "algorithms" / f"{name}.py").read_text()
-    builders = {"actor_critic(": "actor_critic.py", "normalizer(": "observations.py"}
-    return [own] + [
-        (ROOT / "rljax" / "models" / file).read_text() for call, file in builders.items() if call in own
-    ]
+    """The algorithm's file, and those of the functions to which it hands its Config, and so on."""
+    found, waiting = {}, [f"algorithms/{name}.py", "runs/train.py"]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found[file] = (ROOT / "rljax" / file).read_text()
+            waiting += [path for call, path in BUILDERS.items() if call in found[file]]
+    return list(found.values())
 
 
 TABLE = rows(DOCUMENT.read_text())
