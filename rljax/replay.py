@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     discount: Array  # (B,) of the value that follows: γⁿ, 0 where the episode terminated
     next_obs: PyTree  # (B, ...) the observation to bootstrap from, the true final one of a truncated episode
     weight: Array  # (B,) of each loss
-    index: Array  # (B,) int32, for `update`
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  # (B,) int32, for `update`
 
 
 class Replay(NamedTuple):
@@ -134,8 +134,8 @@ def _prioritized(config: Any, max_steps: int) -> Replay:
     columns = jnp.arange(num_envs, dtype=jnp.int32)
 
     def init(obs: PyTree, action: PyTree) -> Ring:
-        levels = (jnp.zeros(fan**level) for level in (3, 2, 1))
-        return _empty(obs, action, num_rows, max_steps, Priorities(*levels, jnp.float32(1)))
+        leaves, blocks, top = (jnp.zeros(fan**level) for level in (3, 2, 1))
+        return _empty(obs, action, num_rows, max_steps, Priorities(leaves, blocks, top, jnp.float32(1)))
 
     def add(ring: Ring, time: Array, action: PyTree, outcome: Any, obs: PyTree) -> Ring:
         ring = _write(ring, time, action, outcome, obs, max_steps)

@@ -91,7 +91,13 @@ def starts(env: Env, key: Key, fill_key: Key, num_envs: int, num_steps: int) -> 
 
 
 def _fill(env: Env, key: Key, fill_key: Key, size: int) -> Pool:
-    return Pool(key, *jax.vmap(env.reset)(jax.random.split(fill_key, size)), jnp.int32(0))
+    obs, state = jax.vmap(env.reset)(jax.random.split(fill_key, size))
+    return Pool(key, obs, state, jnp.int32(0))
+
+
+def _refill(env: Env, pool: Pool, size: int) -> Pool:
+    key, fill_key = jax.random.split(pool.key)
+    return _fill(env, key, fill_key, size)
 
 
 def step(env: Env, key: Key, worlds: Worlds, pool: Pool, action: PyTree) -> tuple[Worlds, Pool, Outcome]:
@@ -106,9 +112,7 @@ def step(env: Env, key: Key, worlds: Worlds, pool: Pool, action: PyTree) -> tupl
     done = terminated | truncated
 
     order = jnp.cumsum(done, dtype=jnp.int32)
-    pool = when(
-        pool.used + order[-1] > size, lambda pool: _fill(env, *jax.random.split(pool.key), size), pool
-    )
+    pool = when(pool.used + order[-1] > size, lambda pool: _refill(env, pool, size), pool)
     fresh = jnp.clip(pool.used + order - 1, 0, size - 1)
     pool = pool._replace(used=pool.used + order[-1])
     start = lambda new, old: jnp.where(_rows(done, old), new[fresh], old)

@@ -170,7 +170,7 @@ def build(
             whole = jax.jit(
                 _over_members(function, kind, grid), donate_argnums=donate, out_shardings=per_member
             )
-            cache[name, padded] = whole.lower(*arguments).compile()
+            cache[name, padded] = whole.lower(*arguments).compile(mesh.compiler_options(devices[0]))
             spent[0] += time.perf_counter() - begun
         return cache[name, padded]
 

@@ -55,6 +55,15 @@ def devices_for(members: int) -> list[Any]:
     return available[: -(-members // rounds)]
 
 
+def compiler_options(device: Any) -> dict[str, Any]:
+    """What a program is compiled with for this device.
+
+    On a CPU with registers of 512 bits LLVM prefers half of them unless told otherwise: using them whole gave
+    5 to 16 % more steps per second of DQN, TD3 and SAC. It changes nothing where there are none.
+    """
+    return {"xla_cpu_prefer_vector_width": 512} if device.platform == "cpu" else {}
+
+
 def mapping_for(device: Any) -> Mapping:
     """How members on one device are mapped: one after the other on a CPU, whose matmuls lose by a batch axis,
     else vmap.

@@ -144,9 +144,7 @@ class Recorder:
         target = self.options.target_return
         if target is None or self.current is None or not (self.current >= target).all():
             return False
-        self.bar.say(
-            f"every seed reached a return of {target:g} after {self.steps(self.iteration):,} steps"
-        )
+        self.bar.say(f"every seed reached a return of {target:g} after {self.steps(self.iteration):,} steps")
         return True
 
     def evaluate(self, states: PyTree) -> np.ndarray:
