@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from jax.core import Tracer
 
 
-def _complain(config: Any, field: str, right: str) -> None:
-    algorithm = type(config).__module__.rpartition(".")[2]
-    raise ValueError(f"{algorithm}.{type(config).__name__}.{field} = {show(getattr(config, field))}: {right}")
+def algorithm_of(config: Any) -> str:
+    """The name of the algorithm whose Config this is."""
+    return type(config).__module__.rpartition(".")[2]
+
+
+def complain(config: Any, field: str, right: str) -> NoReturn:
+    """Raises: ValueError naming the field and its value; `right` says what it must be."""
+    name = f"{algorithm_of(config)}.{type(config).__name__}.{field}"
+    raise ValueError(f"{name} = {show(getattr(config, field))}: {right}")
 
 
 def show(value: Any) -> str:
@@ -38,12 +44,11 @@ def number(
         try:
             array = np.asarray(value, np.float64)
         except (TypeError, ValueError):
-            _complain(config, field, "must be a number")
-            return
+            complain(config, field, "must be a number")
         below = (array <= low) if open_low else (array < low)
         if not np.all(np.isfinite(array)) or np.any(below | (array > high)):
             bounds = f"{'above' if open_low else 'at least'} {low:g}" if np.isfinite(low) else "finite"
-            _complain(
+            complain(
                 config, field, f"must be {bounds}" + (f" and at most {high:g}" if np.isfinite(high) else "")
             )
 
@@ -53,7 +58,7 @@ def count(config: Any, *fields: str, low: int = 1) -> None:
     for field in fields:
         value = getattr(config, field)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            _complain(config, field, f"must be an integer of at least {low}")
+            complain(config, field, f"must be an integer of at least {low}")
 
 
 def sizes(config: Any, *fields: str) -> None:
@@ -61,13 +66,13 @@ def sizes(config: Any, *fields: str) -> None:
     for field in fields:
         value = getattr(config, field)
         if not isinstance(value, tuple) or any(not isinstance(size, int) or size < 1 for size in value):
-            _complain(config, field, "must be a tuple of positive integers, such as (64, 64)")
+            complain(config, field, "must be a tuple of positive integers, such as (64, 64)")
 
 
 def choice(config: Any, field: str, options: Iterable[str]) -> None:
     """This static field is one of the names in `options`."""
     if getattr(config, field) not in options:
-        _complain(
+        complain(
             config, field, f"must be one of {', '.join(options)}{suggest(getattr(config, field), options)}"
         )
 

@@ -88,22 +88,15 @@ def make(config: Any, env: Env) -> Replay:
     checks.choice(config, "replay", KINDS)
     checks.count(config, "buffer_size", "batch_size", "n_step", "num_envs", "learning_starts")
     checks.number(config, "discount", "priority_exponent", "importance_exponent", low=0, high=1)
-    name = type(config).__module__.rpartition(".")[2]
+    rows = config.num_envs * config.n_step
     if config.buffer_size < config.batch_size:
-        raise ValueError(
-            f"{name}.Config.buffer_size = {config.buffer_size}: must be at least batch_size = "
-            f"{config.batch_size}"
-        )
-    if config.buffer_size < config.num_envs * config.n_step:
-        raise ValueError(
-            f"{name}.Config.buffer_size = {config.buffer_size}: must hold n_step = {config.n_step} steps of "
-            f"num_envs = {config.num_envs} environments"
-        )
-    if config.learning_starts < config.num_envs * config.n_step:
-        raise ValueError(
-            f"{name}.Config.learning_starts = {config.learning_starts}: must be at least num_envs x n_step = "
-            f"{config.num_envs * config.n_step}, or there is nothing to learn from"
-        )
+        checks.complain(config, "buffer_size", f"must be at least batch_size = {config.batch_size}")
+    if config.buffer_size < rows:
+        right = f"must hold n_step = {config.n_step} steps of num_envs = {config.num_envs} environments"
+        checks.complain(config, "buffer_size", right)
+    if config.learning_starts < rows:
+        right = f"must be at least num_envs x n_step = {rows}, or there is nothing to learn from"
+        checks.complain(config, "learning_starts", right)
     return KINDS[config.replay](config, env.max_steps or 1)
 
 

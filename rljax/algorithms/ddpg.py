@@ -28,7 +28,7 @@ from rljax import checks, models, replay
 from rljax.algorithms import off_policy
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import schedules
+from rljax.math import optimization, schedules
 from rljax.math.noise import NOISES
 from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic
@@ -146,12 +146,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             networks.actor.init(actor_key, example),
             networks.critic.init(critic_key, example, jnp.zeros(size)),
         )
-
-        def explore(key: Key) -> tuple[Array, Array]:
-            raw = jax.random.uniform(key, (config.num_envs, size), minval=-1.0, maxval=1.0)
-            return raw, to_env(raw)
-
-        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        explore = off_policy.random_moves(config, size)
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
             target_params=params,
@@ -167,9 +163,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         see = lambda obs: observe.apply(state.normalizer, obs)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         factor = schedules.factor(config.schedule, progress)
-        descend = lambda params, updates, rate: jax.tree.map(
-            lambda p, u: p - rate * factor * u, params, updates
-        )
+        descend = lambda params, updates, rate: optimization.move(params, -rate * factor, updates)
 
         def act(key: Key, learner: tuple, obs: PyTree, wander: Array, progress: Array) -> tuple:
             x, wander = noise.sample(key, wander)
@@ -207,17 +201,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             env, memory, act, learn, key, state.worlds, state.ring, learner, state.noise, state.iteration,
             config,
         )  # fmt: skip
-        params, target_params, opt_state = done.learner
-        new = State(
-            params=params,
-            target_params=target_params,
-            opt_state=opt_state,
-            worlds=done.worlds,
-            ring=done.ring,
-            noise=done.noise,
-            normalizer=observe.update(state.normalizer, done.obs),
-            iteration=state.iteration + 1,
-        )
+        new = off_policy.after(state, done, observe).replace(noise=done.noise)
         return new, Metrics(*done.episodes, *map(Mean.of, done.measures.T))
 
     def policy(state: State) -> Policy:

@@ -31,7 +31,7 @@ from rljax import checks, models, replay
 from rljax.algorithms import off_policy
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import action_values, schedules
+from rljax.math import action_values, optimization, schedules
 from rljax.math.distributions import categorical
 from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic
@@ -132,7 +132,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     where the actions are not discrete.
     """
     del frozen
-    num_actions = models.discrete_actions(env.action_space, "discrete_sac")
+    num_actions, to_env = models.discrete_actions(env.action_space, "discrete_sac")
     off_policy.check(config)
     checks.number(config, "learning_rate", "adam_epsilon", "initial_temperature", low=0, open_low=True)
     checks.number(config, "target_rate", low=0, high=1, open_low=True)
@@ -158,12 +158,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             networks.critic.init(critic_key, example),
             jnp.log(jnp.asarray(config.initial_temperature, jnp.float32)),
         )
-
-        def explore(key: Key) -> tuple[Array, Array]:
-            action = jax.random.randint(key, (config.num_envs,), 0, num_actions)
-            return action, head.to_env(action)
-
-        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        explore = off_policy.random_choices(config, num_actions)
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
             target_params=params.critic,
@@ -178,11 +174,11 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         see = lambda obs: observe.apply(state.normalizer, obs)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
-        descend = lambda params, updates: jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+        descend = lambda params, updates: optimization.move(params, -learning_rate, updates)
 
         def act(key: Key, learner: tuple, obs: PyTree, noise: tuple, progress: Array) -> tuple:
             action = categorical.sample(key, networks.actor.apply(learner[0].actor, see(obs)))
-            return action, head.to_env(action), noise
+            return action, to_env(action), noise
 
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
             del key
@@ -221,16 +217,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         done = off_policy.cycle(
             env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
         )
-        params, target_params, opt_state = done.learner
-        new = State(
-            params=params,
-            target_params=target_params,
-            opt_state=opt_state,
-            worlds=done.worlds,
-            ring=done.ring,
-            normalizer=observe.update(state.normalizer, done.obs),
-            iteration=state.iteration + 1,
-        )
+        new = off_policy.after(state, done, observe)
         return new, Metrics(*done.episodes, *map(Mean.of, done.measures.T))
 
     def policy(state: State) -> Policy:

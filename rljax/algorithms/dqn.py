@@ -28,16 +28,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from rljax import checks, replay
-from rljax.algorithms import off_policy
+from rljax.algorithms import off_policy, value_based
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import action_values, schedules
-from rljax.math.schedules import SCHEDULES
-from rljax.models import discrete_actions, normalizer, q_network
+from rljax.math import action_values
+from rljax.models import discrete_actions, normalizer, q_network, q_policy
 from rljax.replay import Batch, Ring
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
@@ -141,42 +139,24 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     where the actions are not discrete.
     """
     del frozen
-    num_actions = discrete_actions(env.action_space, "dqn")
-    off_policy.check(config)
-    checks.number(
-        config, "learning_rate", "max_grad_norm", "adam_epsilon", "entropy_temperature", "target_rate",
-        "exploration_fraction", low=0, open_low=True,
-    )  # fmt: skip
-    checks.number(
-        config, "epsilon_start", "epsilon_end", "target_rate", "exploration_fraction", low=0, high=1
-    )
-    checks.number(config, "munchausen_scale", low=0)
-    checks.number(config, "munchausen_low", high=0)
-    checks.count(config, "target_every")
+    num_actions, to_env = discrete_actions(env.action_space, "dqn")
+    value_based.check(config)
+    value_based.check_munchausen(config)
     checks.choice(config, "target", TARGETS)
     checks.choice(config, "loss", LOSSES)
-    checks.choice(config, "schedule", SCHEDULES)
     memory = replay.make(config, env)
     network = network or q_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
     target_of, loss_of = TARGETS[config.target], LOSSES[config.loss]
-    optimizer = optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
-        )
-    )
+    optimizer = value_based.optimizer(config)
 
     def init(key: Key) -> State:
         params_key, worlds_key, fill_key = jax.random.split(key, 3)
         worlds = vector.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
-
-        def explore(key: Key) -> tuple[Array, Array]:
-            action = jax.random.randint(key, (config.num_envs,), 0, num_actions)
-            return action, action
-
-        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        explore = off_policy.random_choices(config, num_actions)
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
             target_params=params,
@@ -190,53 +170,26 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         q = lambda params, obs: network.apply(params, observe.apply(state.normalizer, obs))
 
-        def act(key: Key, learner: tuple, obs: PyTree, noise: tuple, progress: Array) -> tuple:
-            epsilon = schedules.interpolate(
-                config.epsilon_start, config.epsilon_end, progress, config.exploration_fraction
-            )
-            action = action_values.epsilon_greedy(key, q(learner[0], obs), epsilon)
-            return action, action, noise
-
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
-            params, target_params, opt_state = learner
+            params, target_params, _ = learner
             y = target_of(q, params, target_params, batch, config)
 
             def loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:
                 value = action_values.select(q(params, batch.obs), batch.action)
-                return (batch.weight * loss_of(value - y)).mean(), (value, value - y)
+                return (batch.weight * loss_of(value - y)).mean(), (value, jnp.abs(value - y))
 
-            (total, (value, error)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-            updates, opt_state = optimizer.update(gradients, opt_state)
-            progress = state.iteration * (config.steps_per_iteration / config.total_steps)
-            learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
-            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
-            target_params = off_policy.follow(params, target_params, update, config)
-            size = jnp.abs(error)
-            measures = jnp.stack([total, value.mean(), size.mean(), optax.tree.norm(gradients)])
-            return (params, target_params, opt_state), size + 1e-6, measures
+            return value_based.update(loss, optimizer, learner, update, state.iteration, config)
 
         learner = (state.params, state.target_params, state.opt_state)
+        act = value_based.acting(q, to_env, config)
         done = off_policy.cycle(
             env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
         )
-        params, target_params, opt_state = done.learner
-        new = State(
-            params=params,
-            target_params=target_params,
-            opt_state=opt_state,
-            worlds=done.worlds,
-            ring=done.ring,
-            normalizer=observe.update(state.normalizer, done.obs),
-            iteration=state.iteration + 1,
-        )
+        new = off_policy.after(state, done, observe)
         return new, Metrics(*done.episodes, *map(Mean.of, done.measures.T))
 
     def policy(state: State) -> Policy:
-        def act(key: Key, obs: PyTree, carry: tuple, greedy: bool | Array) -> tuple[Array, tuple]:
-            q = network.apply(state.params, observe.apply(state.normalizer, obs))
-            epsilon = jnp.where(greedy, 0.0, config.epsilon_end)
-            return action_values.epsilon_greedy(key, q, epsilon), carry
-
-        return Policy(tuple, act)
+        q = lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))
+        return q_policy(to_env, q, jnp.float32(config.epsilon_end))
 
     return Algorithm(init, step, policy)

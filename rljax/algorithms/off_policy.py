@@ -38,34 +38,45 @@ def check(config: Any) -> None:
     """The fields of `config` that this file reads. ValueError naming the one that is wrong."""
     checks.number(config, "total_steps", low=0, open_low=True)
     checks.count(config, "num_envs", "num_steps", "train_every", "num_updates", "learning_starts")
-    name = type(config).__module__.rpartition(".")[2]
     if config.num_steps % config.train_every:
-        raise ValueError(
-            f"{name}.Config.train_every = {config.train_every}: must divide num_steps = {config.num_steps}"
-        )
+        checks.complain(config, "train_every", f"must divide num_steps = {config.num_steps}")
     total = config.total_steps
     if not isinstance(total, Tracer) and (np.asarray(total) <= config.learning_starts).any():
-        raise ValueError(
-            f"{name}.Config.learning_starts = {config.learning_starts}: must be below total_steps = "
-            f"{checks.show(total)}, or nothing is ever learnt"
-        )
+        right = f"must be below total_steps = {checks.show(total)}, or nothing is ever learnt"
+        checks.complain(config, "learning_starts", right)
 
 
 def follow(params: PyTree, target: PyTree, update: Array, config: Any) -> PyTree:
     """The target network after the update of this number: every `target_every` updates it moves by
     `target_rate` of the way to `params` (Polyak averaging; a copy where that is 1).
     """
-    moved = jax.tree.map(lambda p, t: t + config.target_rate * (p - t), params, target)
+    moved = move(params, target, config.target_rate)
     if config.target_every == 1:
         return moved
     due = (update + 1) % config.target_every == 0
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, target)
 
 
+def move(params: PyTree, target: PyTree, rate: float | Array) -> PyTree:
+    """The target network, moved by `rate` of the way to `params` (Polyak averaging)."""
+    return jax.tree.map(lambda p, t: t + rate * (p - t), params, target)
+
+
+def random_choices(config: Any, num_actions: int) -> Callable[[Key], Array]:
+    """A function of a key to actions (N,), one for each environment, all equally probable."""
+    return lambda key: jax.random.randint(key, (config.num_envs,), 0, num_actions)
+
+
+def random_moves(config: Any, size: int) -> Callable[[Key], Array]:
+    """A function of a key to raw actions (N, D), uniform in [−1, 1]."""
+    return lambda key: jax.random.uniform(key, (config.num_envs, size), minval=-1.0, maxval=1.0)
+
+
 def warm_up(
     env: Env,
     replay: Replay,
-    explore: Callable[[Key], tuple[PyTree, PyTree]],
+    explore: Callable[[Key], Array],
+    to_env: Callable[[Array], Array],
     key: Key,
     worlds: Worlds,
     config: Any,
@@ -73,13 +84,18 @@ def warm_up(
     """Fill the replay with ⌈learning_starts / N⌉ rows.
 
     Args:
-        explore: (key) -> (raw actions (N, ...), actions that the environment takes), without looking.
+        explore: (key) -> raw actions (N, ...), without looking.
+        to_env: (raw actions) -> actions that the environment takes.
 
     Returns: the environments afterwards, the ring, and the observations acted on, (T, N, ...).
     """
-    act = lambda key, learner, obs, noise, progress: (*explore(key), noise)
-    example = jax.eval_shape(explore, key)[0]
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+
+    def act(key: Key, learner: tuple, obs: PyTree, noise: tuple, progress: Array) -> tuple:
+        raw = explore(key)
+        return raw, to_env(raw), noise
+
+    example = jax.eval_shape(explore, key)
+    zeros = jnp.zeros(example.shape, example.dtype)
     pool_key, fill_key, steps_key = jax.random.split(key, 3)
     num_rows = config.initial_steps // config.num_envs
     carry = (
@@ -159,6 +175,20 @@ def cycle(
     worlds, _, ring, noise, episodes = outer
     obs = jax.tree.map(lambda x: x.reshape(config.num_steps, *x.shape[2:]), obs)
     return Cycle(worlds, ring, learner, noise, obs, episodes, measures.reshape(-1, measures.shape[-1]))
+
+
+def after(state: Any, done: Cycle, observe: Any) -> Any:
+    """The State after an iteration; `done.learner` is (params, target_params, opt_state)."""
+    params, target_params, opt_state = done.learner
+    return state.replace(
+        params=params,
+        target_params=target_params,
+        opt_state=opt_state,
+        worlds=done.worlds,
+        ring=done.ring,
+        normalizer=observe.update(state.normalizer, done.obs),
+        iteration=state.iteration + 1,
+    )
 
 
 def _interact(

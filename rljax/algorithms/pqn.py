@@ -29,7 +29,7 @@ from rljax.envs.vector import Worlds
 from rljax.math import action_values, losses, returns, schedules
 from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
-from rljax.models import discrete_actions, normalizer, policy_head, q_network, q_policy
+from rljax.models import discrete_actions, normalizer, q_network, q_policy
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
@@ -112,12 +112,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.choice(config, "schedule", SCHEDULES)
     batch_size = config.num_envs * config.num_steps
     if batch_size % config.num_minibatches:
-        raise ValueError(
-            f"pqn.Config.num_minibatches = {config.num_minibatches}: "
-            f"must divide num_envs x num_steps = {batch_size}"
-        )
-    num_actions = discrete_actions(env.action_space, "pqn")
-    to_env = policy_head(env.action_space).to_env
+        checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
+    num_actions, to_env = discrete_actions(env.action_space, "pqn")
     network = network or q_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
     optimizer = optax.flatten(
@@ -197,6 +193,6 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     def policy(state: State) -> Policy:
         q = lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))
-        return q_policy(env.action_space, q, exploration(state))
+        return q_policy(to_env, q, exploration(state))
 
     return Algorithm(init, step, policy)

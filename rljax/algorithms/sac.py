@@ -30,7 +30,7 @@ from rljax import checks, models, replay
 from rljax.algorithms import off_policy
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import schedules
+from rljax.math import optimization, schedules
 from rljax.math.distributions import reparameterise
 from rljax.math.noise import NOISES
 from rljax.math.schedules import SCHEDULES
@@ -164,12 +164,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             networks.critic.init(critic_key, example, jnp.zeros(size)),
             jnp.log(jnp.asarray(config.initial_temperature, jnp.float32)),
         )
-
-        def explore(key: Key) -> tuple[Array, Array]:
-            raw = jax.random.uniform(key, (config.num_envs, size), minval=-1.0, maxval=1.0)
-            return raw, to_env(raw)
-
-        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        explore = off_policy.random_moves(config, size)
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
             target_params=params.critic,
@@ -185,7 +181,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         see = lambda obs: observe.apply(state.normalizer, obs)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
-        descend = lambda params, updates: jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+        descend = lambda params, updates: optimization.move(params, -learning_rate, updates)
 
         def act(key: Key, learner: tuple, obs: PyTree, wander: Array, progress: Array) -> tuple:
             x, wander = noise.sample(key, wander)
@@ -229,17 +225,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             env, memory, act, learn, key, state.worlds, state.ring, learner, state.noise, state.iteration,
             config,
         )  # fmt: skip
-        params, target_params, opt_state = done.learner
-        new = State(
-            params=params,
-            target_params=target_params,
-            opt_state=opt_state,
-            worlds=done.worlds,
-            ring=done.ring,
-            noise=done.noise,
-            normalizer=observe.update(state.normalizer, done.obs),
-            iteration=state.iteration + 1,
-        )
+        new = off_policy.after(state, done, observe).replace(noise=done.noise)
         return new, Metrics(*done.episodes, *map(Mean.of, done.measures.T))
 
     def policy(state: State) -> Policy:

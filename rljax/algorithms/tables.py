@@ -48,7 +48,7 @@ def sizes(env: Env, algorithm: str, network: Any) -> tuple[int, int]:
 
     Raises: ValueError naming the methods that fit where either is not Discrete, or for a network.
     """
-    num_actions = discrete_actions(env.action_space, algorithm)
+    num_actions, _ = discrete_actions(env.action_space, algorithm)
     if not isinstance(env.observation_space, Discrete):
         space = type(env.observation_space).__name__
         raise ValueError(

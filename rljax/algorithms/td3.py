@@ -27,7 +27,7 @@ from rljax import checks, models, replay
 from rljax.algorithms import off_policy
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import schedules
+from rljax.math import optimization, schedules
 from rljax.math.noise import NOISES, clipped_gaussian
 from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic
@@ -148,12 +148,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             networks.actor.init(actor_key, example),
             networks.critic.init(critic_key, example, jnp.zeros(size)),
         )
-
-        def explore(key: Key) -> tuple[Array, Array]:
-            raw = jax.random.uniform(key, (config.num_envs, size), minval=-1.0, maxval=1.0)
-            return raw, to_env(raw)
-
-        worlds, ring, obs = off_policy.warm_up(env, memory, explore, fill_key, worlds, config)
+        explore = off_policy.random_moves(config, size)
+        worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
             target_params=params,
@@ -169,7 +165,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         see = lambda obs: observe.apply(state.normalizer, obs)
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
-        descend = lambda params, updates: jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+        descend = lambda params, updates: optimization.move(params, -learning_rate, updates)
 
         def act(key: Key, learner: tuple, obs: PyTree, wander: Array, progress: Array) -> tuple:
             x, wander = noise.sample(key, wander)
@@ -199,8 +195,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
                 policy_loss, slopes = jax.value_and_grad(actor_loss)(actor)
                 updates, actor_state = optimizer.update(slopes, actor_state)
                 actor = descend(actor, updates)
-                move = lambda p, t: t + config.target_rate * (p - t)
-                targets = jax.tree.map(move, Params(actor, new_critic), target_params)
+                targets = off_policy.move(Params(actor, new_critic), target_params, config.target_rate)
                 return actor, actor_state, targets, policy_loss
 
             due = (update + 1) % config.policy_delay == 0  # the same for all members of a sweep: a branch
@@ -216,17 +211,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             env, memory, act, learn, key, state.worlds, state.ring, learner, state.noise, state.iteration,
             config,
         )  # fmt: skip
-        params, target_params, opt_state = done.learner
-        new = State(
-            params=params,
-            target_params=target_params,
-            opt_state=opt_state,
-            worlds=done.worlds,
-            ring=done.ring,
-            noise=done.noise,
-            normalizer=observe.update(state.normalizer, done.obs),
-            iteration=state.iteration + 1,
-        )
+        new = off_policy.after(state, done, observe).replace(noise=done.noise)
         loss, policy_loss, value, norm, improved = done.measures.T
         means = (Mean.of(loss), Mean.of(policy_loss, improved > 0), Mean.of(value), Mean.of(norm))
         return new, Metrics(*done.episodes, *means)

@@ -103,13 +103,14 @@ DISCRETE_METHODS = f"dqn, c51, qrdqn, iqn, rainbow, pqn, discrete_sac, {POLICY_M
 CONTINUOUS_METHODS = f"ddpg, td3, sac, {POLICY_METHODS}"
 
 
-def discrete_actions(space: Space, algorithm: str) -> int:
-    """The number of actions of a Discrete space, for an algorithm that takes no other.
+def discrete_actions(space: Space, algorithm: str) -> tuple[int, Callable[[Array], Array]]:
+    """(A, to_env) of a Discrete space, for an algorithm that takes no other: the number of actions, and from
+    their numbers (...) to what the environment takes.
 
     Raises: ValueError naming the algorithms that fit the space.
     """
     if isinstance(space, Discrete):
-        return space.n
+        return space.n, policy_head(space).to_env
     raise ValueError(_misfit(space, algorithm, "a Discrete action space"))
 
 

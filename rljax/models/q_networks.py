@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from rljax import checks
 from rljax.math.action_values import epsilon_greedy
 from rljax.models import observations
-from rljax.models.heads import policy_head
 from rljax.models.layers import ACTIVATIONS, MLP, Dense
 from rljax.types import Array, Key, Network, Policy, PyTree, Space
 
@@ -142,10 +141,7 @@ def implicit_quantile_network(observation_space: Space, num_actions: int, config
     """
     torso, head = _parts(observation_space, num_actions, config, 1)
     if config.architecture == "mlp" and not torso.sizes:
-        name = f"{type(config).__module__.rpartition('.')[2]}.{type(config).__name__}.hidden_sizes"
-        raise ValueError(
-            f"{name} = {config.hidden_sizes}: must be two or more, the last is after the product"
-        )
+        checks.complain(config, "hidden_sizes", "must be two or more, the last is after the product")
     module = _ImplicitQuantileNetwork(torso, head, config.activation)
     prepare = _prepare(observation_space, config)
 
@@ -163,11 +159,11 @@ def implicit_quantile_network(observation_space: Space, num_actions: int, config
     return Network(init, apply)
 
 
-def q_policy(action_space: Space, q: Callable[[PyTree], Array], epsilon: Array) -> Policy:
+def q_policy(to_env: Callable[[Array], Array], q: Callable[[PyTree], Array], epsilon: Array) -> Policy:
     """What evaluation runs, from a function of observations (B, ...) to action values (B, A): the action of
-    most value, or where `greedy` does not hold ε-greedy with the scalar `epsilon`.
+    most value, or where `greedy` does not hold ε-greedy with the scalar `epsilon`; `to_env` is that of
+    `discrete_actions`.
     """
-    to_env = policy_head(action_space).to_env
 
     def act(key: Key, obs: PyTree, carry: tuple, greedy: bool | Array) -> tuple[PyTree, tuple]:
         action = epsilon_greedy(key, q(obs), jnp.where(greedy, 0.0, epsilon))

@@ -164,7 +164,8 @@ def test_atoms_need_room() -> None:
 
 def test_a_policy_of_action_values() -> None:
     q = lambda obs: jnp.broadcast_to(jnp.array([[0.0, 2.0, 1.0]]), (obs.shape[0], 3))
-    policy, obs = models.q_policy(Discrete(3, np.int16), q, jnp.float32(0.3)), jnp.zeros((20_000, 4))
+    _, to_env = models.discrete_actions(Discrete(3, np.int16), "dqn")
+    policy, obs = models.q_policy(to_env, q, jnp.float32(0.3)), jnp.zeros((20_000, 4))
     greedy, carry = policy.act(KEY, obs, policy.init(), True)
     assert greedy.dtype == np.int16
     assert (np.asarray(greedy) == 1).all()
@@ -183,7 +184,7 @@ def test_a_policy_of_action_values() -> None:
     ids=["box", "multi_discrete", "tuple"],
 )
 def test_a_discrete_method_names_those_that_fit(space: Any, fits: Any, not_fits: Any) -> None:
-    assert models.discrete_actions(Discrete(5), "dqn") == 5
+    assert models.discrete_actions(Discrete(5), "dqn")[0] == 5
     with pytest.raises(ValueError, match="dqn needs a Discrete action space") as caught:
         models.discrete_actions(space, "dqn")
     message, _, hint = str(caught.value).rpartition(": ")

@@ -54,6 +54,7 @@ BUILDERS = {
     "models.critic(": "models/continuous.py",
     "replay.make(": "replay.py",
     "off_policy.": "algorithms/off_policy.py",
+    "value_based.": "algorithms/value_based.py",
     "tables.": "algorithms/tables.py",
     "algorithms.c51 import": "algorithms/c51.py",
     "algorithms.qrdqn import": "algorithms/qrdqn.py",
