@@ -50,7 +50,7 @@ ROWS = (
     Row("qrdqn", "Acrobot-v1", 500_000, -78, seeds=10),
     Row("rainbow", "Acrobot-v1", 300_000, -78, seeds=10),
     Row("pqn", "CartPole-v1", 500_000, 498, seeds=10),
-    Row("pqn", "Breakout-MinAtar", 2_600_000, 28, seeds=1),
+    Row("pqn", "Breakout-MinAtar", 10_000_000, 28, seeds=1),
     Row("discrete_sac", "CartPole-v1", 200_000, 495, seeds=10),
     Row("ddpg", "Pendulum-v1", 30_000, -160, seeds=10, episodes=1_000),
     Row("td3", "Pendulum-v1", 30_000, -160, seeds=10, episodes=1_000),

@@ -1,9 +1,9 @@
-"""PQN on Breakout-MinAtar: 2,600,000 steps; 3 seeds in one program, of which the first was run.
+"""PQN on Breakout-MinAtar: 10,000,000 steps, one seed.
 
     python experiments/pqn_breakout.py [folder]
 
-Took 7 minutes for one seed on 2 cores of an Intel Xeon that other jobs shared.
-Return of the greedy policy of seed 0, 512 episodes: mean 23.5, 95 % interval 23.4 to 23.6.
+Took 28 minutes on one core of an Intel Xeon that other jobs shared.
+Return of the greedy policy, 128 episodes: 89.0; of the exploring one, epsilon 0.05, about 40.
 """
 
 import json
@@ -13,9 +13,9 @@ import rljax
 from rljax import pqn
 
 ENV = "Breakout-MinAtar"
-SEEDS = 3
+SEEDS = 1
 CONFIG = pqn.Config(
-    total_steps=2_600_000,
+    total_steps=10_000_000,
     learning_rate=5e-4,
     num_envs=128,
     num_steps=32,

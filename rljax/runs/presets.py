@@ -101,7 +101,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "reward_scale": 0.1,
     },
     ("pqn", "Breakout-MinAtar"): {
-        "total_steps": 2_600_000,
+        "total_steps": 10_000_000,
         "learning_rate": 5e-4,
         "num_envs": 128,
         "num_steps": 32,

@@ -22,6 +22,7 @@ class Row(NamedTuple):
     swept: dict[str, list[float]]
 
 
+SEEDS = [5, 6]
 REPLAY = {"num_envs": 2, "num_steps": 8, "learning_starts": 32, "batch_size": 8, "buffer_size": 64}
 TABULAR = {"num_envs": 4, "num_steps": 32}
 TABLE = {
@@ -193,6 +194,22 @@ def program(
     return engine.build(make, env, config, {k: np.asarray(v) for k, v in swept.items()}, seeds)
 
 
+class Compiled(NamedTuple):
+    """The program of a row with two seeds, how often its step was traced, and its states after 3 iterations."""
+
+    program: engine.Program
+    traces: list[int]
+    states: Any
+
+
+@pytest.fixture(scope="module")
+def compiled(row: Row) -> Compiled:
+    traces: list[int] = []
+    built = program(row, {}, SEEDS, traces)
+    states, _, _ = built.advance(built.init(), 3)
+    return Compiled(built, traces, built.fetch(states))
+
+
 def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
     module, env, config = parts(row)
     assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
@@ -207,18 +224,14 @@ def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
     assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in metrics)
 
 
-def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(row: Row) -> None:
-    traces: list[int] = []
-    compiled = program(row, {}, [3], traces)
-    states, _, _ = compiled.advance(compiled.init(), 5)
-    whole = checkpoint.sha256_of(compiled.fetch(states))
-    once = len(traces)
-    states = compiled.init()
-    for n in (1, 3, 0, 1):
-        states, _, bad = compiled.advance(states, n)
-        assert int(compiled.fetch(bad)[0]) == -1
-    assert checkpoint.sha256_of(compiled.fetch(states)) == whole
-    assert len(traces) == once <= 2  # eval_shape for the metrics, then the loop
+def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(compiled: Compiled) -> None:
+    built, traces, whole = compiled
+    states = built.init()
+    for n in (1, 0, 2):
+        states, _, bad = built.advance(states, n)
+        assert (built.fetch(bad) == -1).all()
+    assert checkpoint.sha256_of(built.fetch(states)) == checkpoint.sha256_of(whole)
+    assert len(traces) <= 2  # eval_shape for the metrics, then the loop
 
 
 def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
@@ -258,18 +271,18 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
                 np.testing.assert_array_equal(means.count[member], single_mean.count)
 
 
-def test_seeds_differ_from_the_first_iteration(row: Row) -> None:
-    compiled = program(row, {}, [0, 1])
-    states, _, _ = compiled.advance(compiled.init(), 1)
-    for name, leaf in checkpoint.leaves(compiled.fetch(states).params).items():
-        assert (leaf[0] != leaf[1]).any(), name
+def test_seeds_differ_from_the_first_iteration(compiled: Compiled) -> None:
+    built = compiled.program
+    states, _, _ = built.advance(built.init(), 1)
+    for name, leaf in checkpoint.leaves(built.fetch(states).params).items():
+        # A single number may agree: the first step of Adam is ± the learning rate.
+        assert leaf[0].size == 1 or (leaf[0] != leaf[1]).any(), name
 
 
-def test_a_retry_draws_other_numbers(row: Row) -> None:
-    compiled = program(row, {}, [0])
-    first, _, _ = compiled.advance(compiled.init(), 2)
-    again, _, _ = compiled.advance(compiled.init(), 2, 1)
-    assert checkpoint.sha256_of(compiled.fetch(first)) != checkpoint.sha256_of(compiled.fetch(again))
+def test_a_retry_draws_other_numbers(compiled: Compiled) -> None:
+    built = compiled.program
+    again, _, _ = built.advance(built.init(), 3, 1)
+    assert checkpoint.sha256_of(built.fetch(again)) != checkpoint.sha256_of(compiled.states)
 
 
 def test_no_key_is_used_twice(row: Row) -> None:
@@ -290,31 +303,28 @@ def test_the_program_holds_no_big_constants(row: Row) -> None:
     assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 10_000
 
 
-def test_run_inside_a_jit_is_the_same_run(row: Row) -> None:
+def test_run_inside_a_jit_is_the_same_run(row: Row, compiled: Compiled) -> None:
     module, env, config = parts(row)
-    compiled = program(row, {}, [5])
-    states, _, _ = compiled.advance(compiled.init(), 3)
 
     def train(key: Any, config: Any) -> Any:
         algorithm = module.make(env, config)
         init_key, run_key = jax.random.split(key)
         return rljax.run(algorithm, run_key, algorithm.init(init_key), 3)
 
-    state, metrics = jax.jit(train)(jax.random.key(5), engine.strong(config))
+    state, metrics = jax.jit(train)(jax.random.key(SEEDS[0]), engine.strong(config))
     assert metrics.episode_return.total.shape == (3,)
     for name, leaf in checkpoint.leaves(state.params).items():
-        there = checkpoint.leaves(compiled.fetch(states).params)[name][0]
+        there = checkpoint.leaves(compiled.states.params)[name][0]
         np.testing.assert_allclose(leaf, there, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_the_greedy_policy_draws_nothing(row: Row) -> None:
+def test_the_greedy_policy_draws_nothing(row: Row, compiled: Compiled) -> None:
     if row.algorithm == "td_lambda":
         pytest.skip("acts with the policy that it is given, greedy or not")
     module, env, config = parts(row)
     algorithm = module.make(env, config)
-    state = algorithm.init(jax.random.key(0))
-    policy = algorithm.policy(state)
-    obs = jax.vmap(env.reset)(jax.random.split(jax.random.key(1), 64))[0]
+    policy = algorithm.policy(jax.tree.map(lambda x: x[0], compiled.states))
+    obs = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 64))[0]
     act = jax.jit(lambda key, greedy: policy.act(key, obs, policy.init(), greedy)[0])
     one, two = jax.random.split(jax.random.key(2))
     np.testing.assert_array_equal(act(one, True), act(two, True))
