@@ -15,7 +15,7 @@ They are slow enough to be timed in the first --slow-rounds rounds only.
 
 A result is written per case to results/off_policy_throughput_HARDWARE.json, beside those already there.
 `--parity` trains each system on --parity-seeds seeds for the whole of the preset's steps instead and writes
-the returns of the greedy policies, 128 episodes per seed, to results/off_policy_parity_HARDWARE.json.
+the returns of the greedy policies, 1,000 episodes per seed, to results/off_policy_parity_HARDWARE.json.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from worker import Trial, compile_mapped, serve
+from worker import EPISODES, Trial, compile_mapped, serve
 
 ALGORITHMS = {"dqn": "DQN", "sac": "SAC", "td3": "TD3", "pqn": "PQN"}
 
@@ -40,13 +40,14 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
             states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(batch) :]), states)
 
             @jax.jit
-            def judge(state: Any) -> Any:
+            def judge(key: Any, state: Any) -> Any:
                 act = greedy(case["algorithm"], train, state)
                 limit = train.env_params.max_steps_in_episode
-                return evaluate(act, jax.random.key(0), train.env, train.env_params, 128, limit)[1].mean()
+                return evaluate(act, key, train.env, train.env_params, EPISODES, limit)[1].mean()
 
+            # other starts for each seed, or the luck of the starts would not be in the interval
             one = lambda seed: jax.tree.map(lambda x: x[seed], states)
-            return [float(judge(one(seed))) for seed in range(case["seeds"])]
+            return [float(judge(jax.random.key(seed), one(seed))) for seed in range(case["seeds"])]
 
         return Trial(compile_mapped(lambda key: train.train(key)[0], case["seeds"]), measure)
 

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from worker import Trial, serve
+from worker import EPISODES, Trial, serve
 
 
 def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
@@ -33,7 +33,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
             return program.advance(program.init(), iterations)
 
         def measure(output: Any) -> list[float]:
-            returns, _, _ = program.evaluate(output[0], 0, 128, True)
+            returns, _, _ = program.evaluate(output[0], 0, EPISODES, True)
             return program.fetch(returns).mean(1).tolist()
 
         return Trial(run, measure)

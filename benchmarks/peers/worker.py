@@ -29,6 +29,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
+EPISODES = 1_000  # of the evaluation after training, where returns are compared
+
+
 class Trial(NamedTuple):
     """A case, compiled."""
 
