@@ -79,9 +79,11 @@ def choice(config: Any, field: str, options: Iterable[str]) -> None:
 
 def suggest(name: Any, options: Iterable[str]) -> str:
     """'; did you mean X?' with the nearest of `options`, or nothing."""
-    lowered = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(str(name).lower(), lowered, n=1, cutoff=0.5)
-    return f"; did you mean {lowered[near[0]]}?" if near else ""
+    lowered, name = {option.lower(): option for option in options}, str(name).lower()
+    near = difflib.get_close_matches(name, lowered, cutoff=0.5)
+    # of equally near ones that with the same first letter
+    alike = lambda option: (difflib.SequenceMatcher(None, option, name).ratio(), option[:1] == name[:1])
+    return f"; did you mean {lowered[max(near, key=alike)]}?" if near else ""
 
 
 class RunError(RuntimeError):

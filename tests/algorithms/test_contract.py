@@ -323,7 +323,8 @@ def test_the_greedy_policy_draws_nothing(row: Row, compiled: Compiled) -> None:
         pytest.skip("acts with the policy that it is given, greedy or not")
     module, env, config = parts(row)
     algorithm = module.make(env, config)
-    policy = algorithm.policy(jax.tree.map(lambda x: x[0], compiled.states))
+    states = compiled.program.unhost(compiled.states)
+    policy = algorithm.policy(jax.tree.map(lambda x: x[0], states))
     obs = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(1), 64))[0]
     act = jax.jit(lambda key, greedy: policy.act(key, obs, policy.init(), greedy)[0])
     one, two = jax.random.split(jax.random.key(2))

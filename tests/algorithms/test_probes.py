@@ -75,11 +75,18 @@ CATEGORICAL = {
     "atoms": 29,
 }
 FIELDS |= {
-    "dqn": {**QUANTILES, "target_every": 1, "learning_rate": 3e-3},
+    "dqn": {**QUANTILES, "num_updates": 4, "target_every": 1, "learning_rate": 1e-2},
     "c51": CATEGORICAL,
     "rainbow": CATEGORICAL,
     "qrdqn": {**QUANTILES, "num_updates": 4, "quantiles": 5},
-    "iqn": {**QUANTILES, "num_updates": 4, "hidden_sizes": (16, 16)},
+    "iqn": {
+        **QUANTILES,
+        "num_updates": 4,
+        "hidden_sizes": (16, 16),
+        "num_quantiles": 4,
+        "num_target_quantiles": 4,
+        "num_policy_quantiles": 4,
+    },
 }
 POLICY_GRADIENT = ("reinforce", "a2c", "ppo")  # whose first gradient is known by hand
 TABULAR = {"q_learning", "sarsa", "expected_sarsa", "monte_carlo", "td_lambda"}  # no observations of numbers
