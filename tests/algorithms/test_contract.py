@@ -195,7 +195,7 @@ def program(
 
 
 class Compiled(NamedTuple):
-    """The program of a row with two seeds, how often its step was traced, and its states after 3 iterations."""
+    """A row's program with two seeds, how often its step was traced, and the states after 3 iterations."""
 
     program: engine.Program
     traces: list[int]
