@@ -1,9 +1,10 @@
-"""PQN on Breakout-MinAtar: 10,000,000 steps, one seed.
+"""PQN on Breakout-MinAtar: 10,000,000 steps; 3 seeds in one program, of which the first was run.
 
     python experiments/pqn_breakout.py [folder]
 
-Took 28 minutes on one core of an Intel Xeon that other jobs shared.
-Return of the greedy policy, 128 episodes: 89.0; of the exploring one, epsilon 0.05, about 40.
+Took 28 minutes for that seed on one of 2 cores of an Intel Xeon that other jobs shared.
+Return of the greedy policy of seed 0, 512 episodes: mean 89.0, 95 % interval 89.0 to 89.0: each goes the same
+way to the time limit of 1,000 steps. Of the exploring policy, epsilon 0.05: about 40.
 """
 
 import json
@@ -13,7 +14,7 @@ import rljax
 from rljax import pqn
 
 ENV = "Breakout-MinAtar"
-SEEDS = 1
+SEEDS = 3
 CONFIG = pqn.Config(
     total_steps=10_000_000,
     learning_rate=5e-4,
