@@ -143,11 +143,16 @@ def test_truncation_bootstraps_and_termination_does_not() -> None:
 
 
 LENGTH = 12
-rewards = st.lists(st.floats(-10, 10, width=32), min_size=LENGTH, max_size=LENGTH)
+rewards = st.lists(st.floats(-10, 10, width=32, allow_subnormal=False), min_size=LENGTH, max_size=LENGTH)
 
 
 @settings(deadline=None, max_examples=25)
-@given(rewards, st.integers(0, 2**31), st.floats(0, 1, width=32), st.integers(1, LENGTH - 1))
+@given(
+    rewards,
+    st.integers(0, 2**31),
+    st.floats(0, 1, width=32, allow_subnormal=False),
+    st.integers(1, LENGTH - 1),
+)
 def test_nothing_crosses_the_end_of_an_episode(later: list[float], seed: int, decay: float, cut: int) -> None:
     """What happens after a truncation cannot change an advantage before it."""
     steps = ref.trajectory(seed, LENGTH, ends=0.0)
@@ -159,7 +164,11 @@ def test_nothing_crosses_the_end_of_an_episode(later: list[float], seed: int, de
 
 
 @settings(deadline=None, max_examples=25)
-@given(rewards, st.floats(0, 1, width=32), st.floats(0, 1, width=32))
+@given(
+    rewards,
+    st.floats(0, 1, width=32, allow_subnormal=False),
+    st.floats(0, 1, width=32, allow_subnormal=False),
+)
 def test_true_values_have_no_advantage(reward: list[float], gamma: float, decay: float) -> None:
     """On a deterministic chain with its exact values, every advantage is 0 for every λ."""
     values = np.zeros(LENGTH + 1)
