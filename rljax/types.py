@@ -76,11 +76,52 @@ class Env(NamedTuple):
     source: Any = None  # what it was adapted from: (gymnax environment, its parameters), or a tabular.MDP
 
 
+class Task(NamedTuple):
+    """Text to learn from. Arrays reach the algorithm as its `frozen` argument, never as constants."""
+
+    name: str
+    vocab_size: int
+    learn: PyTree  # a text (M,) of token ids, or rows packed by `rljax.text.data`
+    held_out: PyTree  # the same, never learnt from
+    params: PyTree = None  # of a model to start from, or to adapt
+    host: bool = False
+
+    @property
+    def frozen(self) -> dict[str, PyTree]:
+        """What of it is arrays."""
+        params = {} if self.params is None else {"params": self.params}
+        return {"learn": self.learn, "held_out": self.held_out} | params
+
+
 class Network(NamedTuple):
     """A network as two pure functions: all that an algorithm sees of one."""
 
     init: Callable[..., PyTree]  # (key, observation) -> params
     apply: Callable[..., Any]  # (params, observation) -> outputs, for any leading batch shape
+
+
+class LanguageModel(NamedTuple):
+    """A model of text as pure functions of its parameters, decoder-only, encoder-decoder or recurrent.
+
+    Hidden states (..., D) are what `logits` and other heads take. Tokens are int32. Prompts (B, P) are padded
+    on the left, with `valid` (B, P) bool where there is a token. `adapters` are low-rank changes of linear
+    layers (see `rljax.models.adapters`), or None.
+    """
+
+    config: Any
+    init: Callable[[Key], PyTree]  # (key) -> params
+    # (params, tokens (B, T), segments=None, positions=None, adapters=None) -> hidden (B, T, D). Segments (B,
+    # T): 0 is padding, k > 0 the k-th document; attention stays within one, positions restart with it.
+    forward: Callable[..., Array]
+    logits: Callable[[PyTree, Array], Array]  # (params, hidden (..., D)) -> (..., V) float32
+    # (params, prompt, valid, columns, adapters=None) -> (hidden (B, D) that predicts the first new token,
+    # cache with room for `columns` tokens, those of the prompt included)
+    prefill: Callable[..., tuple[Array, PyTree]]
+    decode: Callable[..., tuple[Array, PyTree]]  # (params, token (B,), cache, adapters=None) -> likewise
+    # (params, prompt, valid, completion (B, T), adapters=None) -> hidden (B, T, D): at t the state that
+    # predicts completion token t
+    completion: Callable[..., Array]
+    fork: Callable[[PyTree, int], PyTree]  # (cache, G) -> the cache of G samples of each row, (B · G) rows
 
 
 class Policy(NamedTuple):
@@ -106,6 +147,9 @@ class Algorithm(NamedTuple):
     ]  # (key, State) -> (State, Metrics): one rollout-and-update cycle
     policy: Callable[[Any], Policy]  # (State) -> Policy
     split: Split | None = None
+    # (State, E) -> sums (E,) of the losses of held-out rows and how many tokens each is of (E,): what is
+    # measured where there are no episodes
+    measure: Callable[[Any, int], tuple[Array, Array]] | None = None
 
 
 class Mean(NamedTuple):

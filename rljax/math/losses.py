@@ -1,4 +1,4 @@
-"""Per-step losses, elementwise over arrays of any one shape; which mean is taken is visible at the call site.
+"""Per-step losses over arrays of any one shape of steps; which mean is taken is visible at the call site.
 
 Log-probabilities are natural logarithms of probabilities or densities. Gradients flow through `log_prob` and
 `value` and through everything else as well: advantages, targets and old quantities are constants because the
@@ -6,8 +6,9 @@ caller computed them outside the differentiated function (or wrapped them in `st
 anything here.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def policy_gradient(log_prob: Float[Array, "*S"], advantage: Float[Array, "*S"]) -> Float[Array, "*S"]:
@@ -64,3 +65,30 @@ def clipped_value_loss(
     """
     near = value_old + jnp.clip(value - value_old, -clip, clip)
     return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(near - target))
+
+
+def cross_entropy(
+    logits: Float[Array, "*S V"],
+    target: Int[Array, "*S"],
+    smoothing: float | Float[Array, ""] = 0.0,
+    z_loss: float | Float[Array, ""] = 0.0,
+) -> Float[Array, "*S"]:
+    """log Z − z_target with log Z = log Σ exp z, the negative log-likelihood of each target in nats.
+
+    `smoothing` ε puts ε of the target's weight on all classes alike (Szegedy et al. 2016, arXiv:1512.00567,
+    section 7). `z_loss` adds z_loss · (log Z)², which keeps the logits from drifting (Chowdhery et al. 2022,
+    arXiv:2204.02311, section 5). Logits must be finite where ε > 0. A target outside 0 .. V − 1 gives log Z,
+    for a mask to leave out.
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    index = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1)
+    # a comparison, not a gather, whose backward pass would be a scatter
+    chosen = jnp.sum(jnp.where(index == target[..., None], logits, 0), axis=-1)
+    if not _is_zero(smoothing):
+        chosen = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1)
+    return log_z - chosen if _is_zero(z_loss) else log_z - chosen + z_loss * jnp.square(log_z)
+
+
+def _is_zero(coefficient: float | Array) -> bool:
+    """A coefficient known to be 0 costs no pass over the classes; a traced one does."""
+    return not isinstance(coefficient, jax.Array) and coefficient == 0

@@ -1,0 +1,270 @@
+"""The parts of a transformer: linear layers, norms, rotary embeddings, attention, MLPs.
+
+Kernels are (in, out). On a CPU only bfloat16 × bfloat16 → float32 is a fast product, so `product` always
+accumulates in float32 and rounds afterwards, forwards and backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rljax.models.transformer.config import TransformerConfig
+from rljax.types import Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+KeysValues = tuple[Array, Array]  # each (B, KV, S, D)
+NEVER = -1e30  # a score that no softmax sees, finite so that a row without any column has no NaN
+
+
+def product(x: Array, kernel: Array, dtype: Any, result: Any = None) -> Array:
+    """x (..., in) · kernel (in, out), of inputs rounded to `dtype`, accumulated in float32, as `result`
+    (None: as `dtype`).
+    """
+    return _product(x, kernel, dtype, result)
+
+
+def contract(spec: str, x: Array, y: Array, dtype: Any) -> Array:
+    """einsum(spec, x, y) of inputs rounded to `dtype`, in float32; every index is in two of the three."""
+    return _contract(spec, x, y, dtype)
+
+
+def _dot(x: Array, kernel: Array, dtype: Any) -> Array:
+    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _product_value(x: Array, kernel: Array, dtype: Any, result: Any) -> Array:
+    return _dot(x, kernel, dtype).astype(result or dtype)
+
+
+def _product_forward(x: Array, kernel: Array, dtype: Any, result: Any) -> tuple[Array, tuple[Array, Array]]:
+    return product(x, kernel, dtype, result), (x, kernel)
+
+
+def _product_backward(dtype: Any, result: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    del result
+    x, kernel = saved
+    flat = lambda y: y.reshape(-1, y.shape[-1])
+    return _dot(g, kernel.T, dtype).astype(x.dtype), _dot(flat(x).T, flat(g), dtype).astype(kernel.dtype)
+
+
+def _contract_value(spec: str, x: Array, y: Array, dtype: Any) -> Array:
+    return jnp.einsum(spec, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
+
+
+def _contract_forward(spec: str, x: Array, y: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return contract(spec, x, y, dtype), (x, y)
+
+
+def _contract_backward(spec: str, dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, y = saved
+    inputs, output = spec.split("->")
+    first, second = inputs.split(",")
+    to_first = contract(f"{output},{second}->{first}", g, y, dtype)
+    return to_first.astype(x.dtype), contract(f"{output},{first}->{second}", g, x, dtype).astype(y.dtype)
+
+
+_product: Any = jax.custom_vjp(_product_value, nondiff_argnums=(2, 3))
+_product.defvjp(_product_forward, _product_backward)
+_contract: Any = jax.custom_vjp(_contract_value, nondiff_argnums=(0, 3))
+_contract.defvjp(_contract_forward, _contract_backward)
+
+
+class Linear(nn.Module):
+    """x W + b, plus the low-rank x A B of an adapter where the collection "adapters" has one here."""
+
+    features: int
+    bias: bool
+    config: TransformerConfig
+    deviation: float = 0.02  # of the kernel at the start
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config = self.config
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.deviation), shape, config.param_dtype)
+        y = product(x, kernel, config.dtype)
+        if self.has_variable("adapters", "a"):
+            a, b = self.get_variable("adapters", "a"), self.get_variable("adapters", "b")
+            y = y + product(product(x, a, config.dtype), b, config.dtype)
+        if self.bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), config.param_dtype)
+            y = y + along(bias.astype(config.dtype), y)
+        return y
+
+
+def residual(config: TransformerConfig) -> float:
+    """Deviation at the start of kernels that add to the residual stream (Radford et al. 2019): the sum over
+    the layers keeps its size.
+    """
+    return 0.02 / (2 * config.num_layers) ** 0.5
+
+
+def along(vector: Array, y: Array) -> Array:
+    """A vector (D,) in the shape of y (..., D)."""
+    return jnp.broadcast_to(vector, y.shape)
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang & Sennrich 2019) or layer norm over the last axis, in float32."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config, size = self.config, x.shape[-1]
+        start = nn.initializers.zeros if config.norm == "rms_offset" else nn.initializers.ones
+        weight = self.param("scale", start, (size,), config.param_dtype).astype(jnp.float32)
+        y = x.astype(jnp.float32)
+        if config.norm == "layer":
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_epsilon)
+        if config.norm == "rms_offset":
+            return (y * along(1.0 + weight, y)).astype(config.dtype)
+        if config.norm == "rms":  # rounded before the weight, as Llama does
+            return y.astype(config.dtype) * along(weight.astype(config.dtype), y)
+        bias = self.param("bias", nn.initializers.zeros, (size,), config.param_dtype)
+        return (y * along(weight, y) + along(bias.astype(jnp.float32), y)).astype(config.dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """The first 2 · F dimensions of x (B, T, H, D) turned by the angles whose cos and sin are (B, T, F)."""
+    half = cos.shape[-1]
+    if half == 0:
+        return x
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    first, second = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array, config: TransformerConfig) -> Array:
+    """Attention of queries (B, T, H, D) to keys and values (B, KV, S, D), with mask (B, T, S) -> (B, T, H D).
+
+    Each group of H / KV queries shares a key: with the times of the queries they are rows of one product.
+    Scores and softmax are float32.
+    """
+    batch, length, heads, size = query.shape
+    kv_heads = key.shape[1]
+    grouped = kv_heads, heads // kv_heads
+    query = query.reshape(batch, length, *grouped, size).transpose(0, 2, 3, 1, 4)
+    rows = query.reshape(batch, kv_heads, -1, size)
+    scores = contract("bkrd,bksd->bkrs", rows, key, config.dtype) * config.scale
+    if config.attention_softcap is not None:
+        scores = config.attention_softcap * jnp.tanh(scores / config.attention_softcap)
+    scores = scores.reshape(batch, *grouped, length, -1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEVER), axis=-1)
+    weights = weights.astype(config.dtype).reshape(batch, kv_heads, rows.shape[2], -1)
+    mixed = contract("bkrs,bksd->bkrd", weights, value, config.dtype).astype(config.dtype)
+    mixed = mixed.reshape(batch, *grouped, length, size).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(batch, length, heads * size)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023); returns the keys and values, old ones included."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        angles: tuple[Array, Array],
+        mask: Array,
+        cache: KeysValues | None,
+        index: Array | None,
+    ) -> tuple[Array, KeysValues]:
+        config = self.config
+        batch, length, _ = x.shape
+        heads, kv_heads, size = config.num_heads, config.kv_heads, config.head_size
+        linear = lambda name, features: Linear(features, "qkv" in config.biases, config, name=name)(x)
+        query = linear("query", heads * size).reshape(batch, length, heads, size)
+        key = linear("key", kv_heads * size).reshape(batch, length, kv_heads, size)
+        value = linear("value", kv_heads * size).reshape(batch, length, kv_heads, size)
+        if config.head_norm == "query_key":
+            query, key = Norm(config, name="query_norm")(query), Norm(config, name="key_norm")(key)
+        query, key = rotate(query, *angles), rotate(key, *angles)
+        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        if cache is not None:
+            column = jnp.asarray(index)
+            put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, column, axis=2)
+            key, value = put(cache[0], key), put(cache[1], value)
+        kept = key, value
+        if self.has_variable("adapters", "prefix_key"):  # trained columns that every query sees
+            prefix = [self.get_variable("adapters", name) for name in ("prefix_key", "prefix_value")]
+            key, value = before(prefix[0], key), before(prefix[1], value)
+            mask = jnp.pad(mask, [(0, 0), (0, 0), (prefix[0].shape[1], 0)], constant_values=True)
+        mixed = attend(query, key, value, mask, config)
+        bias, deviation = "output" in config.biases, residual(config)
+        output = Linear(config.hidden_size, bias, config, deviation, name="output")
+        return output(mixed), kept
+
+
+def before(prefix: Array, columns: Array) -> Array:
+    """Columns (KV, P, D) put before the columns (B, KV, S, D) of every row."""
+    prefix = jnp.broadcast_to(prefix.astype(columns.dtype), (columns.shape[0], *prefix.shape))
+    return jnp.concatenate([prefix, columns], axis=2)
+
+
+class FeedForward(nn.Module):
+    """down(f(gate x) · up x), or down(f(up x))."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        config, bias = self.config, "mlp" in self.config.biases
+        activation = ACTIVATIONS[config.activation]
+        up = Linear(config.intermediate_size, bias, config, name="up")(x)
+        if config.mlp == "gated":
+            gate = Linear(config.intermediate_size, bias, config, name="gate")(x)
+            inner = activation(gate) * up
+        else:
+            inner = activation(up)
+        return Linear(config.hidden_size, bias, config, residual(config), name="down")(inner)
+
+
+class Block(nn.Module):
+    """One layer, in one of three arrangements; returns its keys and values where `keep` says so."""
+
+    config: TransformerConfig
+    keep: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        kind: int | Array,  # which of the `angles` (R, B, T, F) is this layer's
+        window: int | Array | None,
+        cache: KeysValues | None,
+        angles: tuple[Array, Array],
+        allowed: Array,
+        distance: Array,
+        index: Array | None,
+    ) -> tuple[Array, KeysValues | None]:
+        config = self.config
+        angles = angles[0][kind], angles[1][kind]
+        mask = allowed if window is None else allowed & (distance < window)
+        attention, feed_forward = Attention(config, name="attention"), FeedForward(config, name="mlp")
+        norm = lambda name: Norm(config, name=name)
+        mixed, kept = attention(norm("attention_norm")(x), angles, mask, cache, index)
+        if config.block == "parallel":
+            x = x + mixed + feed_forward(norm("mlp_norm")(x))
+        elif config.block == "sandwich":
+            x = x + norm("attention_post_norm")(mixed)
+            x = x + norm("mlp_post_norm")(feed_forward(norm("mlp_norm")(x)))
+        else:
+            x = x + mixed
+            x = x + feed_forward(norm("mlp_norm")(x))
+        return x, kept if self.keep else None

@@ -1,0 +1,132 @@
+"""The head in chunks: the same values and gradients as all logits at once, in less memory."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.math import losses
+from rljax.models import token_losses
+from rljax.models.transformer import Layer, TransformerConfig, transformer
+from rljax.types import LanguageModel, PyTree
+
+B, T, D = 2, 11, 16
+
+
+def model(vocabulary: int = 37, **fields: object) -> LanguageModel:
+    return transformer(TransformerConfig(vocabulary, D, 24, 4, (Layer(),), **fields))
+
+
+def sample(vocabulary: int = 37, length: int = T) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(B, length, D)) * 3
+    return jnp.asarray(hidden, jnp.float32), jnp.asarray(rng.integers(0, vocabulary, (B, length)), jnp.int32)
+
+
+def plain(model: LanguageModel, params: PyTree, hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(model.logits(params, hidden))
+    return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+
+
+HEADS = [{}, {"tied": False, "biases": ("head",)}, {"final_softcap": 5.0}]
+
+
+@pytest.mark.parametrize("fields", HEADS, ids=["tied", "untied with bias", "soft cap"])
+@pytest.mark.parametrize("chunk", [1, 4, T - 1, T])
+def test_chunks_change_neither_values_nor_gradients(fields: dict, chunk: int) -> None:
+    lm = model(**fields)
+    params = jax.jit(lm.init)(jax.random.key(0))
+    params = jax.tree.map(lambda x: x * 20, params)  # far from uniform
+    hidden, targets = sample()
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, T)), jnp.float32)
+
+    def gradients(function: Callable) -> tuple:
+        total = lambda params, hidden: (function(params, hidden) * weight).sum()
+        return jax.jit(jax.grad(total, (0, 1)))(params, hidden)
+
+    chunked = lambda p, h: token_losses.cross_entropy(lm, p, h, targets, chunk)
+    value = jax.jit(chunked)(params, hidden)
+    assert value.shape == (B, T)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, plain(lm, params, hidden, targets), rtol=1e-5, atol=1e-5)
+    expected = gradients(lambda p, h: plain(lm, p, h, targets))
+    for found, wanted in zip(*map(jax.tree.leaves, (gradients(chunked), expected)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_all_logits_are_never_in_memory() -> None:
+    vocabulary, length = 4096, 256
+    lm = model(vocabulary)
+    params = jax.jit(lm.init)(jax.random.key(0))
+    hidden, targets = sample(vocabulary, length)
+    everything = B * length * vocabulary * 4
+
+    def bytes_of(function: Callable) -> int:
+        loss = lambda params, hidden: function(params, hidden).sum()
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(params, hidden).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(lambda p, h: plain(lm, p, h, targets)) > everything
+    chunked = bytes_of(lambda p, h: token_losses.cross_entropy(lm, p, h, targets, 8))
+    assert chunked < everything / 4  # some copies of 1/32, and the gradient of the embedding
+
+
+def test_any_function_of_each_tokens_logits() -> None:
+    lm = model()
+    params = jax.jit(lm.init)(jax.random.key(0))
+    hidden, targets = sample()
+    temperature = jnp.linspace(0.5, 2, B * T).reshape(B, T)
+
+    def function(logits: jax.Array, targets: jax.Array, extra: dict) -> dict:
+        log_p = jax.nn.log_softmax(logits / extra["temperature"][..., None])
+        return {
+            "entropy": -(jnp.exp(log_p) * log_p).sum(-1),
+            "top": jax.lax.top_k(log_p, 3)[0],
+            "same": targets,
+        }
+
+    whole = function(lm.logits(params, hidden), targets, {"temperature": temperature})
+    parts = token_losses.per_token(
+        lm, function, params, hidden, targets, {"temperature": temperature}, chunk=4
+    )
+    assert parts["top"].shape == (B, T, 3)
+    assert (parts["same"] == targets).all()
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    lm = model()
+    params = jax.jit(lm.init)(jax.random.key(0))
+    hidden, targets = sample()
+    with pytest.raises(ValueError, match=r"shape \(2, 10\).*must begin with \(B, T\) = \(2, 11\)"):
+        token_losses.cross_entropy(lm, params, hidden, targets[:, 1:])
+    with pytest.raises(ValueError, match="chunk = 0: must be at least 1"):
+        token_losses.cross_entropy(lm, params, hidden, targets, 0)
+
+
+def test_cross_entropy_by_hand() -> None:
+    rng = np.random.default_rng(2)
+    logits, target = rng.normal(size=(3, 5, 7)) * 4, rng.integers(0, 7, (3, 5))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    log_z = np.log(np.exp(logits).sum(-1))
+    weight = 0.9 * np.eye(7)[target] + 0.1 / 7
+    given = jnp.asarray(logits, jnp.float32), jnp.asarray(target, jnp.int32)
+    hard = -np.log(p[np.arange(3)[:, None], np.arange(5)[None], target])
+    np.testing.assert_allclose(losses.cross_entropy(*given), hard, rtol=1e-5, atol=1e-6)
+    soft = -(weight * np.log(p)).sum(-1)
+    np.testing.assert_allclose(losses.cross_entropy(*given, smoothing=0.1), soft, rtol=1e-5)
+    both = jax.jit(losses.cross_entropy)(*given, jnp.float32(0.1), jnp.float32(0.01))
+    np.testing.assert_allclose(both, soft + 0.01 * log_z**2, rtol=1e-5)
+    # the gradient of a hard target: p − onehot
+    gradient = jax.grad(lambda z: losses.cross_entropy(z, given[1]).sum())(given[0])
+    np.testing.assert_allclose(gradient, p - np.eye(7)[target], atol=1e-6)
+
+
+def test_a_forbidden_class_and_a_target_outside() -> None:
+    logits = jnp.asarray([[0.0, -jnp.inf, 1.0]] * 2, jnp.float32)
+    loss = losses.cross_entropy(logits, jnp.asarray([2, -1], jnp.int32))
+    log_z = np.log(1 + np.e)
+    np.testing.assert_allclose(loss, [log_z - 1, log_z], rtol=1e-6)

@@ -1,0 +1,359 @@
+"""The decoder against itself: with and without a cache, padded and packed, unrolled and scanned."""
+
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rljax.models.transformer import Layer, Rotary, TransformerConfig, logical_axes, transformer
+
+FULL, NARROW = Layer(), Layer(window=3)
+LLAMA = TransformerConfig(
+    vocab_size=23, hidden_size=16, intermediate_size=20, num_heads=4, num_kv_heads=2, layers=(FULL, FULL)
+)
+NARROW_LLAMA = replace(LLAMA, layers=(NARROW, FULL, NARROW))
+GEMMA = replace(
+    LLAMA,
+    layers=(NARROW, Layer(Rotary(1e6, scaling="linear", factor=8.0))),
+    head_dim=10,
+    norm="rms_offset",
+    block="sandwich",
+    head_norm="query_key",
+    activation="gelu_tanh",
+    embedding_scale=4.0,
+    attention_scale=0.2,
+    attention_softcap=5.0,
+    final_softcap=3.0,
+)
+NEOX = replace(
+    LLAMA,
+    layers=(Layer(Rotary(fraction=0.25)),) * 2,
+    head_dim=8,
+    norm="layer",
+    block="parallel",
+    mlp="plain",
+    activation="gelu",
+    biases=("qkv", "output", "mlp", "head"),
+    tied=False,
+)
+GPT2 = replace(
+    LLAMA,
+    layers=(Layer(None),) * 2,
+    positions="learned",
+    max_positions=16,
+    num_kv_heads=None,
+    norm="layer",
+    mlp="plain",
+    activation="gelu_tanh",
+    biases=("qkv", "output", "mlp"),
+)
+NOPE = replace(LLAMA, layers=(FULL, Layer(None), FULL))
+LLAMA3 = replace(LLAMA, layers=(Layer(Rotary(5e5, scaling="llama3", factor=8.0, original_positions=16)),) * 2)
+CONFIGS = {
+    "llama": LLAMA,
+    "narrow": NARROW_LLAMA,
+    "gemma": GEMMA,
+    "neox": NEOX,
+    "gpt2": GPT2,
+    "nope": NOPE,
+    "llama3": LLAMA3,
+}
+every_config = pytest.mark.parametrize("name", CONFIGS)
+
+
+def random(config: TransformerConfig, seed: int = 0, deviation: float = 0.3) -> Any:
+    """Parameters all of which are random, norms and biases too, so that none is where it hides a mistake."""
+    draw = np.random.default_rng(seed)
+    centre = lambda path: float(path[-1].key == "scale" and config.norm != "rms_offset")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(
+            centre(path) + deviation * draw.normal(size=leaf.shape), config.param_dtype
+        ),
+        jax.eval_shape(transformer(config).init, jax.random.key(0)),
+    )
+
+
+@cache
+def build(config: TransformerConfig) -> tuple[Any, Any]:
+    """The model with its functions compiled, and random parameters; shared by the tests."""
+    model = transformer(config)
+    compiled = model._replace(
+        forward=jax.jit(model.forward),
+        logits=jax.jit(model.logits),
+        prefill=jax.jit(model.prefill, static_argnums=3),
+        decode=jax.jit(model.decode),
+        completion=jax.jit(model.completion),
+    )
+    return compiled, random(config)
+
+
+def stacked(params: Any, layers: int) -> Any:
+    """Parameters of an unrolled model as those of a scanned one."""
+    rest = {name: value for name, value in params.items() if not name.startswith("layer_")}
+    each = [params[f"layer_{number}"] for number in range(layers)]
+    return {**rest, "layers": jax.tree.map(lambda *x: jnp.stack(x), *each)}
+
+
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 23, (2, 9)), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [*((name, "unrolled") for name in CONFIGS), ("gemma", "scanned"), ("gpt2", "scanned")],
+)
+def test_prefill_and_decode_equal_forward(name: str, loop: Any) -> None:
+    config = replace(CONFIGS[name], loop=loop)
+    model, params = build(config)
+    whole = model.logits(params, model.forward(params, TOKENS))
+    hidden, cache = model.prefill(params, TOKENS[:, :4], jnp.ones((2, 4), bool), 9)
+    for column in range(4, 9):
+        np.testing.assert_allclose(model.logits(params, hidden), whole[:, column - 1], atol=1e-5)
+        hidden, cache = model.decode(params, TOKENS[:, column], cache)
+    np.testing.assert_allclose(model.logits(params, hidden), whole[:, -1], atol=1e-5)
+    assert whole.dtype == jnp.float32
+
+
+@every_config
+def test_scanned_layers_equal_unrolled_ones(name: str) -> None:
+    config = CONFIGS[name]
+    model, params = build(config)
+    scanned, _ = build(replace(config, loop="scanned"))
+    expected = jax.eval_shape(scanned.init, jax.random.key(0))
+    inner = stacked(params, config.num_layers)
+    assert jax.tree.map(jnp.shape, inner) == jax.tree.map(jnp.shape, expected)
+    np.testing.assert_allclose(scanned.forward(inner, TOKENS), model.forward(params, TOKENS), atol=1e-5)
+
+
+@every_config
+def test_left_padding_changes_nothing(name: str) -> None:
+    model, params = build(CONFIGS[name])
+    padding = 3
+    tokens = jnp.concatenate([jnp.full((2, padding), 7, jnp.int32), TOKENS], axis=1)
+    valid = jnp.arange(tokens.shape[1]) >= padding
+    valid = jnp.broadcast_to(valid, tokens.shape)
+    plain = model.forward(params, TOKENS)
+    padded = model.forward(params, tokens, valid.astype(jnp.int32))
+    np.testing.assert_allclose(padded[:, padding:], plain, atol=1e-5)
+
+    last, cache = model.prefill(params, tokens, valid, 13)
+    bare, bare_cache = model.prefill(params, TOKENS, valid[:, padding:], 10)
+    np.testing.assert_allclose(last, bare, atol=1e-5)
+    padded, _ = model.decode(params, TOKENS[:, 0], cache)
+    plain, _ = model.decode(params, TOKENS[:, 0], bare_cache)
+    np.testing.assert_allclose(padded, plain, atol=1e-5)
+
+
+@every_config
+def test_packed_documents_do_not_see_each_other(name: str) -> None:
+    model, params = build(CONFIGS[name])
+    first, second = TOKENS[:, :4], TOKENS[:, 4:]
+    segments = jnp.asarray([[1] * 4 + [2] * 5 + [0] * 2] * 2)
+    packed = model.forward(params, jnp.pad(TOKENS, [(0, 0), (0, 2)]), segments)
+    np.testing.assert_allclose(packed[:, :4], model.forward(params, first), atol=1e-5)
+    np.testing.assert_allclose(packed[:, 4:9], model.forward(params, second), atol=1e-5)
+    assert np.isfinite(packed).all()
+
+
+def test_a_window_reaches_back_exactly_that_far() -> None:
+    model, params = build(replace(LLAMA, layers=(NARROW,)))
+    before = model.forward(params, TOKENS)
+    changed = np.abs(model.forward(params, TOKENS.at[:, 2].add(1) % 23) - before).max(axis=(0, 2)) > 1e-6
+    np.testing.assert_array_equal(np.flatnonzero(changed), [2, 3, 4])
+
+
+def test_completion_predicts_each_token_from_those_before() -> None:
+    model, params = build(GEMMA)
+    prompt, answer = TOKENS[:, :4], TOKENS[:, 4:]
+    valid = jnp.asarray([[True] * 4, [False] + [True] * 3])
+    hidden = model.completion(params, prompt, valid, answer)
+    state, cache = model.prefill(params, prompt, valid, 9)
+    for step in range(5):
+        np.testing.assert_allclose(hidden[:, step], state, atol=1e-5)
+        state, cache = model.decode(params, answer[:, step], cache)
+
+
+@pytest.mark.parametrize("loop", ["unrolled", "scanned"])
+def test_a_forked_cache_serves_every_sample(loop: Any) -> None:
+    model, params = build(replace(LLAMA, loop=loop))
+    valid = jnp.asarray([[True] * 4, [False] + [True] * 3])
+    _, cache = model.prefill(params, TOKENS[:, :4], valid, 6)
+    tokens = jnp.asarray([1, 2, 3, 4, 5, 6])
+    forked, _ = model.decode(params, tokens, model.fork(cache, 3))
+    for sample in range(3):
+        single, _ = model.decode(params, tokens[jnp.asarray([sample, 3 + sample])], cache)
+        np.testing.assert_allclose(forked[jnp.asarray([sample, 3 + sample])], single, atol=1e-6)
+
+
+def loss(model: Any, params: Any, segments: jax.Array) -> jax.Array:
+    scores = model.logits(params, model.forward(params, TOKENS, segments))[:, :-1]
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), TOKENS[:, 1:, None], axis=-1)[..., 0]
+    return -(chosen * (segments[:, 1:] > 0)).sum()
+
+
+@pytest.mark.parametrize("loop", ["unrolled", "scanned"])
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_does_not_change_the_gradient(loop: Any, remat: Any) -> None:
+    config = replace(GEMMA, loop=loop)
+    model, params = build(config)
+    segments = jnp.ones((2, 9), jnp.int32)
+    expected = jax.jit(jax.grad(partial(loss, model)))(params, segments)
+    again, _ = build(replace(config, remat=remat))
+    found = jax.jit(jax.grad(partial(loss, again)))(params, segments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found, expected)
+
+
+@every_config
+def test_gradients_are_finite_and_blind_to_rows_of_padding(name: str) -> None:
+    model, params = build(CONFIGS[name])
+    gradient = jax.jit(jax.grad(partial(loss, model)))
+    with_row = gradient(params, jnp.asarray([[0] * 2 + [1] * 7, [0] * 9]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(with_row))
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(with_row))
+
+
+def test_a_prefix_is_seen_by_every_query_and_never_moves() -> None:
+    """A prefix that holds the keys and values of tokens acts as those tokens do."""
+    for loop in ("unrolled", "scanned"):
+        model, params = build(replace(LLAMA, loop=loop))
+        _, cache = model.prefill(params, TOKENS[:1, :3], jnp.ones((1, 3), bool), 3)
+        at = lambda pair: {"attention": {"prefix_key": pair[0], "prefix_value": pair[1]}}
+        if loop == "scanned":
+            prefix = {"layers": at([part[:, 0] for part in cache.layers])}
+        else:
+            prefix = {f"layer_{n}": at([part[0] for part in pair]) for n, pair in enumerate(cache.layers)}
+        rest = jnp.broadcast_to(TOKENS[:1, 3:], (2, 6))
+        expected = model.forward(params, TOKENS[:1])[:, 3:]
+        positions = jnp.broadcast_to(jnp.arange(3, 9), (2, 6))
+        found = model.forward(params, rest, positions=positions, adapters=prefix)
+        np.testing.assert_allclose(found, jnp.broadcast_to(expected, found.shape), atol=1e-5)
+        plain = model.forward(params, rest, adapters=prefix)
+        state, cache = model.prefill(params, rest[:, :2], jnp.ones((2, 2), bool), 3, prefix)
+        np.testing.assert_allclose(state, plain[:, 1], atol=1e-5)
+        state, _ = model.decode(params, rest[:, 2], cache, prefix)
+        np.testing.assert_allclose(state, plain[:, 2], atol=1e-5)
+
+
+def test_the_gradient_of_a_product_is_that_of_matmul() -> None:
+    model, params = build(NEOX)
+    segments, direction = jnp.ones((2, 9), jnp.int32), random(NEOX, 2, 1.0)
+    f = jax.jit(
+        lambda step: loss(model, jax.tree.map(lambda p, d: p + step * d, params, direction), segments)
+    )
+    gradient = jax.jit(jax.grad(partial(loss, model)))(params, segments)
+    slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+    np.testing.assert_allclose(slope, (f(1e-3) - f(-1e-3)) / 2e-3, rtol=1e-2)
+
+
+def test_adapters_add_a_low_rank_product() -> None:
+    for loop in ("unrolled", "scanned"):
+        model, params = build(replace(LLAMA, loop=loop))
+        lead = (2,) if loop == "scanned" else ()
+        a = 0.3 * jax.random.normal(jax.random.key(3), (*lead, 16, 2))
+        b = 0.3 * jax.random.normal(jax.random.key(4), (*lead, 2, 20))
+        name = "layers" if loop == "scanned" else "layer_1"
+        adapters = {name: {"mlp": {"up": {"a": a, "b": b}}}}
+        merged = jax.tree.map(lambda x: x, params)  # its dicts are new
+        merged[name]["mlp"]["up"]["kernel"] = params[name]["mlp"]["up"]["kernel"] + a @ b
+        adapted = model.forward(params, TOKENS, adapters=adapters)
+        np.testing.assert_allclose(adapted, model.forward(merged, TOKENS), atol=1e-5)
+        state, cache = model.prefill(params, TOKENS[:, :5], jnp.ones((2, 5), bool), 6, adapters)
+        np.testing.assert_allclose(state, adapted[:, 4], atol=1e-5)
+        state, _ = model.decode(params, TOKENS[:, 5], cache, adapters)
+        np.testing.assert_allclose(state, adapted[:, 5], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "neox"])
+def test_bfloat16_is_near_float32(name: str) -> None:
+    model, params = build(CONFIGS[name])
+    half, _ = build(replace(CONFIGS[name], dtype=jnp.bfloat16))
+    exact = model.logits(params, model.forward(params, TOKENS))
+    rounded = half.forward(params, TOKENS)
+    assert rounded.dtype == jnp.bfloat16
+    scores = half.logits(params, rounded)
+    assert scores.dtype == jnp.float32
+    assert 0 < np.abs(scores - exact).max() < 0.15 * np.abs(exact).max()
+    gradient = jax.jit(jax.grad(partial(loss, half)))(params, jnp.ones((2, 9), jnp.int32))
+    assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    _, cache = half.prefill(params, TOKENS, jnp.ones((2, 9), bool), 12)
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_parameters_can_be_bfloat16() -> None:
+    model = transformer(replace(LLAMA, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    gradient = jax.jit(jax.grad(partial(loss, model)))(params, jnp.ones((2, 9), jnp.int32))
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_seeds_can_be_mapped() -> None:
+    model, _ = build(LLAMA)
+    params = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(0), 2))
+    hidden = jax.jit(jax.vmap(lambda p: model.forward(p, TOKENS)))(params)
+    for seed in range(2):
+        single = model.forward(jax.tree.map(lambda leaf, seed=seed: leaf[seed], params), TOKENS)
+        np.testing.assert_allclose(hidden[seed], single, atol=1e-5)
+
+
+@pytest.mark.parametrize("loop", ["unrolled", "scanned"])
+def test_every_axis_of_a_parameter_has_a_name(loop: Any) -> None:
+    for config in CONFIGS.values():
+        config = replace(config, loop=loop)
+        shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+        axes = logical_axes(shapes)
+        sizes = {
+            "vocabulary": 23,
+            "embed": 16,
+            "mlp": 20,
+            "heads": 4 * config.head_size,
+            "kv_heads": config.kv_heads * config.head_size,
+            "layers": config.num_layers,
+        }
+        is_names = lambda x: isinstance(x, tuple)
+        pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=is_names), strict=True)
+        for leaf, names in pairs:
+            assert len(names) == leaf.ndim
+            named = {name: size for name, size in zip(names, leaf.shape, strict=True) if name is not None}
+            assert named == {name: sizes[name] for name in named}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, "num_kv_heads = 3: must divide num_heads = 4"),
+        ({"hidden_size": 17}, "num_heads = 4: must divide hidden_size = 17"),
+        ({"layers": ()}, "layers = .*: must hold at least one Layer"),
+        ({"head_dim": 5}, "head_dim = 5: must be even .* 5 is odd"),
+        ({"norm": "batch"}, "norm = 'batch': must be one of rms, rms_offset, layer"),
+        ({"biases": ("query",)}, "biases = .*: must be a tuple of some of head, mlp, output, qkv"),
+        ({"layers": (Layer(window=0),)}, "layers = .*: a window must be at least 1"),
+        ({"positions": "learned"}, "positions = 'learned': needs layers with rotary=None"),
+        ({"layers": (FULL, Layer(Rotary(fraction=0.5)))}, "must all turn the same number"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transformer(replace(LLAMA, **change))
+
+
+def test_more_tokens_than_learned_positions_are_refused() -> None:
+    model, params = build(GPT2)
+    with pytest.raises(ValueError, match="17 tokens: the model has 16 learned positions"):
+        model.forward(params, jnp.zeros((1, 17), jnp.int32))
+    with pytest.raises(ValueError, match="17 tokens"):
+        model.prefill(params, TOKENS, jnp.ones((2, 9), bool), 17)
+
+
+def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones() -> None:
+    rotary = Rotary(5e5, scaling="llama3", factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0)
+    plain, scaled = Rotary(5e5).frequencies(64), rotary.frequencies(64)
+    length = 2 * np.pi / plain
+    np.testing.assert_allclose(scaled[length < 8192 / 4], plain[length < 8192 / 4])
+    np.testing.assert_allclose(scaled[length > 8192], plain[length > 8192] / 8)
+    between = (length > 8192 / 4) & (length < 8192)
+    assert between.any()
+    assert ((scaled < plain) & (scaled > plain / 8))[between].all()
