@@ -1,0 +1,26 @@
+"""The world of text: tokenizers, data, pretrained models with theirs, and generation."""
+
+from rljax.text import data
+from rljax.text.buckets import decode_many
+from rljax.text.decoding import Sampling
+from rljax.text.generate import Completion, generate, stream
+from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
+from rljax.text.score import score
+from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_vocabulary
+
+__all__ = [
+    "Chat",
+    "Completion",
+    "Pretrained",
+    "Sampling",
+    "Tokenizer",
+    "character_tokenizer",
+    "check_vocabulary",
+    "data",
+    "decode_many",
+    "generate",
+    "load_pretrained",
+    "load_tokenizer",
+    "score",
+    "stream",
+]
