@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rljax import math as math
     from rljax import models as models
     from rljax import runs as runs
+    from rljax import text as text
     from rljax.algorithms import a2c as a2c
     from rljax.algorithms import c51 as c51
     from rljax.algorithms import ddpg as ddpg
@@ -28,12 +29,14 @@ if TYPE_CHECKING:
     from rljax.algorithms import monte_carlo as monte_carlo
     from rljax.algorithms import ppo as ppo
     from rljax.algorithms import pqn as pqn
+    from rljax.algorithms import pretrain as pretrain
     from rljax.algorithms import q_learning as q_learning
     from rljax.algorithms import qrdqn as qrdqn
     from rljax.algorithms import rainbow as rainbow
     from rljax.algorithms import reinforce as reinforce
     from rljax.algorithms import sac as sac
     from rljax.algorithms import sarsa as sarsa
+    from rljax.algorithms import sft as sft
     from rljax.algorithms import td3 as td3
     from rljax.algorithms import td_lambda as td_lambda
     from rljax.algorithms import trpo as trpo
@@ -58,7 +61,7 @@ _FUNCTIONS = {
     "report": "rljax.runs.report",
     "render": "rljax.runs.render",
 }
-_MODULES = ("envs", "math", "models", "runs", "algorithms", "types", "checks", "cli")
+_MODULES = ("envs", "math", "models", "runs", "text", "algorithms", "types", "checks", "cli")
 _ALGORITHMS = (
     "reinforce",
     "a2c",
@@ -79,6 +82,8 @@ _ALGORITHMS = (
     "expected_sarsa",
     "monte_carlo",
     "td_lambda",
+    "pretrain",
+    "sft",
 )
 
 

@@ -37,6 +37,7 @@ NAMES = (
     "monte_carlo",
     "td_lambda",
 )
+TEXT = ("pretrain", "sft")  # those that learn a Task instead of acting in an Env
 
 # What a field is that has no comment of its own, where every algorithm means the same by it.
 _COMMON = {
@@ -83,10 +84,11 @@ class Field(NamedTuple):
 
 def get(name: str) -> ModuleType:
     """The module of the algorithm called `name`. ValueError with the nearest name where there is none."""
-    if name not in NAMES:
+    known = NAMES + TEXT
+    if name not in known:
         from rljax.checks import suggest
 
-        raise ValueError(f"no algorithm {name!r} (there are {', '.join(NAMES)}){suggest(name, NAMES)}")
+        raise ValueError(f"no algorithm {name!r} (there are {', '.join(known)}){suggest(name, known)}")
     return importlib.import_module(f"rljax.algorithms.{name}")
 
 

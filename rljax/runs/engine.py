@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rljax.runs import mesh
-from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree
+from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree, Task
 
 EVALUATION = 2**31 - 1  # folded into the run key where training folds an iteration
 
@@ -33,7 +33,7 @@ class Program(NamedTuple):
     ]  # (states, n, retry) -> (states, summed metrics, first bad iteration)
     evaluate: Callable[
         ..., tuple[Array, Array, Array]
-    ]  # (states, salt, episodes, greedy) -> returns, lengths, complete (S, E)
+    ]  # (states, salt, episodes, greedy) -> returns, lengths, complete (S, E); of a Task losses, tokens, True
     place: Callable[[PyTree], PyTree]  # states (S, ...) of the host -> on the devices
     fetch: Callable[[PyTree], PyTree]  # anything (S, ...) -> numpy without the padding
     unhost: Callable[[PyTree], PyTree]  # what `fetch` made of states -> states, with typed keys again
@@ -96,7 +96,7 @@ def episodes(
 
 def build(
     make: Callable[..., Algorithm],
-    world: Env,
+    world: Env | Task,
     config: Any,
     swept: Mapping[str, Sequence[float] | np.ndarray],
     seeds: list[int],
@@ -112,6 +112,7 @@ def build(
 
     Raises: ValueError of `make`, which is called here once with each member's concrete Config.
     """
+    frozen = world.frozen if frozen is None and isinstance(world, Task) else frozen
     make(world, config, network, frozen)
     for values in zip(*swept.values(), strict=True):
         make(world, config.replace(**dict(zip(swept, map(float, values), strict=True))), network, frozen)
@@ -156,9 +157,13 @@ def build(
     def evaluate(
         count: int, shared: tuple, varied: dict, key: Key, state: PyTree
     ) -> tuple[Array, Array, Array]:
-        policy = algorithm(shared, varied).policy(state)
+        built = algorithm(shared, varied)
+        if isinstance(world, Task):
+            assert built.measure is not None, "an algorithm that learns a Task has a measure"
+            losses, tokens = built.measure(state, count)
+            return losses, tokens, jnp.ones(losses.shape, bool)
         key = jax.random.fold_in(jax.random.fold_in(key, EVALUATION), shared[2])
-        return episodes(world, policy, key, count, shared[3])
+        return episodes(world, built.policy(state), key, count, shared[3])
 
     spent = [0.0]
 
@@ -220,10 +225,10 @@ def hosted(tree: PyTree) -> PyTree:
 
 
 def unhosted(array: np.ndarray, like: Any) -> Any:
-    """The inverse of `hosted` for one leaf: a typed key again where `like` is one."""
+    """The inverse of `hosted` for one leaf: a typed key again, of JAX's default kind, where `like` is one."""
     is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
     words = jnp.asarray(array)
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(like)) if is_key else words
+    return jax.random.wrap_key_data(words) if is_key else words
 
 
 def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callable[..., Any]:

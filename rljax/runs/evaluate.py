@@ -10,7 +10,7 @@ import numpy as np
 
 from rljax import checks
 from rljax.runs import checkpoint, engine, load, statistics
-from rljax.types import Env, Network
+from rljax.types import Env, LanguageModel, Network, Task
 
 
 def evaluate(
@@ -21,8 +21,8 @@ def evaluate(
     seed: int = 0,
     member: int | None = None,
     checkpoint_iteration: int | None = None,
-    env: Env | None = None,
-    network: Network | None = None,
+    env: Env | Task | None = None,
+    network: Network | LanguageModel | None = None,
 ) -> dict[str, Any]:
     """Run the policies of a run for `episodes` complete episodes each, in parallel: no bias towards short
     ones.
@@ -35,7 +35,8 @@ def evaluate(
         checkpoint_iteration: None takes the newest complete checkpoint.
         env, network: where the run was made with ones of your own.
 
-    Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}.
+    Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}; of a Task {"loss"} of
+    `episodes` held-out rows in place of the first two.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -56,6 +57,13 @@ def evaluate(
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
     states = program.place(program.unhost(checkpoint.rebuild(template, arrays, restored.path)))
     returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
+    if isinstance(found.env, Task):
+        means = returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64)
+        return {
+            "loss": statistics.headline(means.tolist(), returns.shape[1]),
+            "iteration": restored.iteration,
+            "device": jax.local_devices()[0].platform,
+        }
     if not complete.all():
         raise checks.RunError(
             f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end "

@@ -14,7 +14,7 @@ import numpy as np
 
 from rljax import algorithms, checks, envs
 from rljax.runs import checkpoint, engine, folder, presets
-from rljax.types import Algorithm, Env, Network, PyTree
+from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
 
 
 class Setup(NamedTuple):
@@ -23,7 +23,7 @@ class Setup(NamedTuple):
     algorithm: str
     module: ModuleType
     env_name: str
-    env: Env
+    env: Env | Task
     env_arguments: dict[str, Any]
     config: Any
     preset: bool
@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
     """One member of a finished run, ready to act: `algorithm.policy(state)` is its policy."""
 
     algorithm: Algorithm
-    env: Env
+    env: Env | Task
     state: PyTree
     module: ModuleType
     config: Any
@@ -42,7 +42,7 @@ class Loaded(NamedTuple):
 
 
 def setup(
-    algorithm: str, env: str | Env, config: Any, steps: float | None, env_arguments: dict[str, Any]
+    algorithm: str, env: str | Env | Task, config: Any, steps: float | None, env_arguments: dict[str, Any]
 ) -> Setup:
     """Resolve names; None, or a dict of fields, stands on the preset for the pair where there is one, else
     on the defaults.
@@ -50,7 +50,8 @@ def setup(
     Raises: ValueError with the nearest name, or naming the field that is wrong.
     """
     module = algorithms.get(algorithm)
-    if isinstance(env, Env) and env_arguments:
+    own = not isinstance(env, str)
+    if own and env_arguments:
         raise ValueError(
             "env_arguments go with the name of an environment, not with an Env that is already made"
         )
@@ -60,8 +61,11 @@ def setup(
         raise ValueError(
             f"env_arguments {env_arguments} cannot be written to config.json ({error}): pass an Env instead"
         ) from error
-    world = env if isinstance(env, Env) else envs.make(env, **env_arguments)
-    name = world.name if isinstance(env, Env) else env
+    world = envs.make(env, **env_arguments) if isinstance(env, str) else env
+    name = env if isinstance(env, str) else env.name
+    if isinstance(world, Task) != (algorithm in algorithms.TEXT):
+        needs = "text to learn from, a rljax.types.Task" if algorithm in algorithms.TEXT else "an environment"
+        raise ValueError(f"{algorithm} needs {needs}; {name} is {'a Task' if own else 'an environment'}")
     preset = False
     if config is None or isinstance(config, Mapping):
         config, preset = presets.config_for(algorithm, name, config or {})
@@ -73,7 +77,7 @@ def setup(
     if steps is not None:
         config = config.replace(total_steps=steps)
     checks.number(config, "total_steps", low=0, open_low=True)
-    return Setup(algorithm, module, name, world, env_arguments, config, preset, isinstance(env, Env))
+    return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
 
 
 def check_seed(seed: int, seeds: int) -> int:
@@ -106,7 +110,7 @@ def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
 
 
 def description(
-    run: Path | str, env: Env | None = None, network: Network | None = None
+    run: Path | str, env: Env | Task | None = None, network: Network | LanguageModel | None = None
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
     """A run's config.json, its set-up, and what differs between its members (field -> list).
 
@@ -137,8 +141,8 @@ def load(
     run: Path | str,
     member: int = 0,
     checkpoint_iteration: int | None = None,
-    env: Env | None = None,
-    network: Network | None = None,
+    env: Env | Task | None = None,
+    network: Network | LanguageModel | None = None,
 ) -> Loaded:
     """One member of a run: pass `env` and `network` where the run was made with ones of your own.
 

@@ -248,14 +248,16 @@ class Progress(_Closing):
         else:
             self._print(f"{description}: compiling…")
 
-    def update(self, steps: int, steps_per_second: float, episode_return: float | None) -> None:
+    def update(
+        self, steps: int, steps_per_second: float, value: float | None, headline: str = "return"
+    ) -> None:
         """`steps` of the total are done, at this speed, with this current return (None or NaN: unknown)."""
         self._last = (time.monotonic(), steps)
         self._first = self._first or self._last
-        known = episode_return is not None and math.isfinite(episode_return)
+        known = value is not None and math.isfinite(value)
         self._figures = (
             f"{short(steps_per_second)} steps/s",
-            f"return {episode_return:.5g}" if known else "return –",
+            f"{headline} {value:.5g}" if known else f"{headline} –",
         )
         self._pending = True
         if self._enabled and self._live is None and self._last[0] - self._printed >= self.EVERY:

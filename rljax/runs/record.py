@@ -15,7 +15,9 @@ from rljax.checks import RunError
 from rljax.runs import checkpoint, folder, load, log, statistics
 from rljax.runs.engine import Program
 from rljax.runs.loop import NotFinite, Row
-from rljax.types import PyTree
+from rljax.types import PyTree, Task
+
+TRAINING = {"return": "episode_return", "loss": "loss"}  # the metric of training beside each headline
 
 
 class Result(NamedTuple):
@@ -35,7 +37,7 @@ class Options(NamedTuple):
     keep: int = 3  # newest checkpoints to keep, besides the best
     target_return: float | None = None  # stop when every member's current return has reached it
     evaluate_every: int = 0  # iterations; 0: only at the end
-    evaluation_episodes: int = 128
+    evaluation_episodes: int = 128  # of a Task: held-out rows
     log_every: int = 0  # iterations; 0: about a hundred rows per run
     tensorboard: bool = False
     wandb: bool = False
@@ -77,6 +79,7 @@ class Recorder:
     ) -> None:
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
         self.seeds = description["seeds"]
+        self.headline = "loss" if isinstance(setup.env, Task) else "return"
         self.per_iteration = setup.config.steps_per_iteration
         self.initial = setup.config.initial_steps
         self.iteration = restored.iteration if restored else 0
@@ -103,9 +106,9 @@ class Recorder:
 
     def tick(self, iteration: int, seconds: float, metrics: dict[str, np.ndarray]) -> None:
         if not self.options.evaluate_every:
-            self.see(metrics.get("episode_return"))
+            self.see(metrics.get(TRAINING[self.headline]))
         speed = self.rate(iteration, self.before[1] + seconds)
-        self.bar.update(self.steps(iteration), speed, self.score())
+        self.bar.update(self.steps(iteration), speed, self.score(), self.headline)
 
     def see(self, returns: np.ndarray | None) -> None:
         if returns is not None and not np.isnan(returns).all():
@@ -129,7 +132,7 @@ class Recorder:
         } | {name: column.tolist() for name, column in row.metrics.items()}
         if self.due(self.options.evaluate_every):
             self.current = evaluated = self.evaluate(states)
-            content["evaluation_return"] = evaluated.tolist()
+            content[f"evaluation_{self.headline}"] = evaluated.tolist()
         self.rows.append(content)
         for writer in self.writers:
             writer.write(content)
@@ -148,9 +151,13 @@ class Recorder:
         return True
 
     def evaluate(self, states: PyTree) -> np.ndarray:
-        """The mean return (S,) of the greedy policy's complete episodes, NaN where there is none."""
+        """The mean return (S,) of the greedy policy's complete episodes, NaN where there is none; of a Task
+        the mean loss over all tokens of its held-out rows.
+        """
         evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
-        returns, _, complete = self.program.fetch(evaluated)
+        returns, lengths, complete = self.program.fetch(evaluated)
+        if self.headline == "loss":
+            return returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64)
         if not complete.all():
             self.bar.say(
                 f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
@@ -167,7 +174,9 @@ class Recorder:
             return
         returns = [] if self.current is None else self.current.tolist()
         known = [value if math.isfinite(value) else None for value in returns]
-        metadata = {"seconds": self.seconds, "score": self.score(), "returns": known or None}
+        score = self.score()
+        best = -score if score is not None and self.headline == "loss" else score  # the highest is the best
+        metadata = {"seconds": self.seconds, "score": best, "returns": known or None}
         where = self.run / folder.CHECKPOINTS
         checkpoint.save(where, self.iteration, self.program.fetch(states), metadata, self.options.keep)
         self.saved = self.iteration
@@ -178,7 +187,7 @@ class Recorder:
         names = ", ".join(error.metrics)
         text = f"{names} became NaN or infinite in iteration {error.iteration} (seed {members})"
         if self.run is None:
-            return RunError(f"{text}; lower the learning rate, or look at the environment's rewards")
+            return RunError(f"{text}; lower the learning rate, or look at the rewards or the text")
         last = checkpoint.latest(self.run / folder.CHECKPOINTS)
         content = {
             "iteration": error.iteration,
@@ -205,8 +214,8 @@ class Recorder:
             "env": self.setup.env_name,
             "steps": steps,
             "seeds": len(self.seeds),
-            "headline": "return",
-            "return": statistics.headline(per_seed, self.options.evaluation_episodes),
+            "headline": self.headline,
+            self.headline: statistics.headline(per_seed, self.options.evaluation_episodes),
             "steps_per_second": round(steps * len(self.seeds) / self.seconds, 1),
             "compile_seconds": round(compile_seconds, 2),
             "device": folder.device(),

@@ -19,7 +19,7 @@ import numpy as np
 
 from rljax import checks
 from rljax.envs.wrappers import unwrapped
-from rljax.types import Env, Key, Network, Policy, PyTree
+from rljax.types import Env, Key, Network, Policy, PyTree, Task
 
 # Gymnax 1.0.1's Visualizer gives the others an empty picture without a word.
 DRAWABLE = (
@@ -79,6 +79,8 @@ def render(
     path = path / "episode.gif" if path.is_dir() else path
     _check_suffix(path)
     loaded = load.load(run, member=member, env=env, network=network)
+    if isinstance(loaded.env, Task):
+        raise ValueError(f"{run} learnt text and has no episode to draw")
     _check_drawable(loaded.env.name, loaded.env.source)
     limit = max_steps or loaded.env.max_steps or _ENDLESS
     policy = loaded.algorithm.policy(loaded.state)

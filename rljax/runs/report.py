@@ -22,6 +22,7 @@ SWEEP = "sweep.json"
 _QUANTITIES = {  # of a curve, in the order of preference, with the label of its axis
     "evaluation_return": "return of the greedy policy",
     "episode_return": "return of training episodes",
+    "evaluation_loss": "loss of held-out text (nats per token)",
 }
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from rljax.runs import checkpoint, engine, folder, load, log, loop
 from rljax.runs.engine import Program
 from rljax.runs.record import Options, Recorder, Result, options_from
-from rljax.types import Env, Network, PyTree
+from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
 
 def train(
     algorithm: str,
-    env: str | Env,
+    env: str | Env | Task,
     config: Any = None,
     *,
     seeds: int = 1,
@@ -25,14 +25,14 @@ def train(
     resume: bool = False,
     init: Path | str | None = None,
     init_member: int | None = None,
-    network: Network | None = None,
+    network: Network | LanguageModel | None = None,
     **options: Any,
 ) -> Result:
     """Train `seeds` members, with seeds seed, seed + 1, …, in one compiled program.
 
     Args:
         algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
-        env: a name for `envs.make`, or an Env of one's own.
+        env: a name for `envs.make`, or an Env of one's own; for "pretrain" and "sft" a Task.
         config: the algorithm's Config; None, or a dict of some fields, stands on the preset for this pair,
             else on the defaults.
         steps: replaces config.total_steps.
@@ -41,7 +41,7 @@ def train(
         resume: continue the run in `out` from its newest complete checkpoint, bit for bit.
         init: a run whose final parameters (and observation statistics) this one starts from; `init_member`
             picks one for all.
-        network: a Network of one's own.
+        network: a Network of one's own, or for a Task a LanguageModel.
         options: the fields of `Options`.
 
     Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong
@@ -75,7 +75,7 @@ def train_members(
     resume: bool = False,
     init: Path | str | None = None,
     init_member: int | None = None,
-    network: Network | None = None,
+    network: Network | LanguageModel | None = None,
     options: Options | None = None,
     cache: dict[Any, Any] | None = None,
 ) -> Result:

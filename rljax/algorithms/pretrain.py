@@ -1,0 +1,114 @@
+"""Pretraining of a language model on one long text (Radford et al. 2018; Karpathy's nanoGPT).
+
+    L = −Σ_{b, t} log p(x_{b, t + 1} | x_{b, 1..t}) / (B (T − 1)),   rows b drawn from anywhere in the text
+
+by AdamW, with a rising then falling learning rate. One step is one update from batch_size rows of `length`
+tokens, drawn uniformly with the iteration's own key: a resumed run sees the same rows without remembering
+anything. Steps are tokens: batch_size × length per update.
+
+The task is a `Task` whose `learn` and `held_out` are texts (M,) of token ids. Without a network the model is
+a Llama of this Config's sizes; `frozen["params"]`, where there is one, are parameters to go on from.
+
+Differs from the literature: no dropout; the loss is a mean over all tokens of the batch, whatever num_micro.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rljax import checks
+from rljax.algorithms import likelihood
+from rljax.algorithms.likelihood import Rows, language_model
+from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
+
+
+@struct.dataclass
+class Config:
+    """Fields; numbers are leaves that a sweep varies in one compilation, the rest is static."""
+
+    total_steps: float = 10_000_000  # tokens of the run
+    learning_rate: float = 1e-3  # of AdamW, at its highest
+    warmup_fraction: float = 0.05  # of the run, in which the learning rate rises from 0
+    weight_decay: float = 0.1  # of matrices
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0  # global norm to which gradients are clipped
+    batch_size: int = struct.field(pytree_node=False, default=32)  # rows of an update
+    length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
+    num_micro: int = struct.field(pytree_node=False, default=1)  # parts in which the gradient is computed
+    chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
+    hidden_size: int = struct.field(pytree_node=False, default=128)
+    num_layers: int = struct.field(pytree_node=False, default=4)
+    num_heads: int = struct.field(pytree_node=False, default=4)
+    dtype: Literal["float32", "bfloat16"] = struct.field(pytree_node=False, default="float32")  # of products
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="cosine")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.batch_size * self.length
+
+    @property
+    def initial_steps(self) -> int:
+        return 0
+
+
+@struct.dataclass
+class State:
+    params: PyTree
+    opt_state: PyTree
+    iteration: Array
+
+
+class Metrics(NamedTuple):
+    loss: Mean  # −log p of a token, in nats
+    gradient_norm: Mean  # before clipping
+
+
+def make(
+    task: Task, config: Config, network: LanguageModel | None = None, frozen: PyTree = None
+) -> Algorithm:
+    """Pretraining on `task`; `network` is a LanguageModel of the user's own.
+
+    Raises: ValueError naming a field of `config`, its value and what would be right, or a text too short.
+    """
+    likelihood.check(config)
+    frozen = task.frozen if frozen is None else frozen
+    for name in ("learn", "held_out"):
+        if frozen[name].ndim != 1 or frozen[name].size < config.length:
+            checks.complain(config, "length", f"must be at most the {frozen[name].size} tokens of {name}")
+    model = network or language_model(task.vocab_size, config)
+
+    def init(key: Key) -> State:
+        params = jax.tree.map(jnp.copy, frozen["params"]) if "params" in frozen else model.init(key)
+        return State(params, likelihood.optimizer(config).init(params), jnp.int32(0))
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        last = frozen["learn"].size - config.length
+        starts = jax.random.randint(key, (config.batch_size,), 0, last + 1)
+        rows = cut(frozen["learn"], starts, config.length)
+        params, opt_state, loss, norm = likelihood.update(
+            model, state.params, state.opt_state, rows, state.iteration, config
+        )
+        return State(params, opt_state, state.iteration + 1), Metrics(loss, Mean.of(norm))
+
+    def policy(state: State) -> Policy:
+        return likelihood.policy(model, state.params)
+
+    def measure(state: State, count: int) -> tuple[Array, Array]:
+        number = min(count, frozen["held_out"].size // config.length)
+        starts = jnp.arange(number, dtype=jnp.int32) * config.length
+        rows = cut(frozen["held_out"], starts, config.length)
+        return likelihood.measure(model, state.params, rows, config)
+
+    return Algorithm(init, step, policy, measure=measure)
+
+
+def cut(text: Array, starts: Array, length: int) -> Rows:
+    """Rows (B, length) of a text (M,), from these places on (B,), each one document."""
+    tokens = jax.vmap(lambda start: jax.lax.dynamic_slice(text, (start,), (length,)))(starts)
+    return Rows(tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(length)[None] > 0, tokens.shape))

@@ -1,0 +1,139 @@
+"""Supervised fine-tuning: maximum likelihood of the completions in packed rows of dialogues or pairs.
+
+    L = −Σ m_{b, t} log p(x_{b, t} | x_{b, <t}) / Σ m_{b, t}
+
+where m marks the completions' tokens (the assistant's turns of a chat), the sum runs over the whole batch and
+p attends within a document only. One step is one update from batch_size rows; every epoch goes through the
+rows in a new order, which is a pure function of a key in State and the iteration: a resumed run goes on
+exactly where it stopped.
+
+The task is a `Task` whose `learn` and `held_out` are rows packed by `rljax.text.data`. `frozen["params"]` are
+the parameters to start from; with an `adaptation` they stay frozen and State holds adapters only, so that
+many seeds or learning rates share one base. What it trains of a model, see `rljax.models.adapters`:
+
+    "all"    every parameter
+    "lora"   low-rank changes of the layers that `patterns` name (Hu et al. 2021, arXiv:2106.09685)
+    "subset" the leaves that `patterns` name, such as ("head",)
+
+Differs from common trainers: the loss is a mean over the tokens of the whole batch, not one of means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from rljax import checks
+from rljax.algorithms import likelihood
+from rljax.algorithms.likelihood import Rows, language_model
+from rljax.models import adapters
+from rljax.text import data
+from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
+
+ADAPTATIONS: dict[str, Callable[[Any], adapters.Adaptation | None]] = {
+    "all": lambda config: None,
+    "lora": lambda config: adapters.lora(config.patterns, config.rank, config.alpha),
+    "subset": lambda config: adapters.subset(config.patterns),
+}
+
+
+@struct.dataclass
+class Config:
+    """Fields; numbers are leaves that a sweep varies in one compilation, the rest is static."""
+
+    total_steps: float = 1_000_000  # tokens of the run, those of prompts and padding included
+    learning_rate: float = 2e-4  # of AdamW, at its highest
+    warmup_fraction: float = 0.05  # of the run, in which the learning rate rises from 0
+    weight_decay: float = 0.0  # of matrices
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0  # global norm to which gradients are clipped
+    alpha: float = 16.0  # of LoRA: its change is scaled by alpha / rank
+    batch_size: int = struct.field(pytree_node=False, default=16)  # rows of an update
+    length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
+    num_micro: int = struct.field(pytree_node=False, default=1)  # parts in which the gradient is computed
+    chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
+    train: Literal["all", "lora", "subset"] = struct.field(pytree_node=False, default="all")
+    rank: int = struct.field(pytree_node=False, default=8)  # of LoRA
+    patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))  # layers or leaves
+    hidden_size: int = struct.field(pytree_node=False, default=128)  # without a network
+    num_layers: int = struct.field(pytree_node=False, default=4)
+    num_heads: int = struct.field(pytree_node=False, default=4)
+    dtype: Literal["float32", "bfloat16"] = struct.field(pytree_node=False, default="float32")  # of products
+    schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="linear")
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.batch_size * self.length
+
+    @property
+    def initial_steps(self) -> int:
+        return 0
+
+
+@struct.dataclass
+class State:
+    params: PyTree  # what is trained: all of the model's, or adapters
+    opt_state: PyTree
+    order: Key  # of the rows
+    iteration: Array
+
+
+class Metrics(NamedTuple):
+    loss: Mean  # −log p of a completion's token, in nats
+    gradient_norm: Mean  # before clipping
+
+
+def make(
+    task: Task, config: Config, network: LanguageModel | None = None, frozen: PyTree = None
+) -> Algorithm:
+    """Fine-tuning on `task`; `network` is the LanguageModel whose parameters are `frozen["params"]`.
+
+    Raises: ValueError naming a field of `config`, its value and what would be right.
+    """
+    likelihood.check(config)
+    checks.number(config, "alpha", low=0, open_low=True)
+    checks.count(config, "rank")
+    checks.choice(config, "train", ADAPTATIONS)
+    frozen = task.frozen if frozen is None else frozen
+    for name in ("learn", "held_out"):
+        width = frozen[name].tokens.shape[1]
+        if config.length != width:
+            checks.complain(config, "length", f"must be {width}, as the rows of {name}")
+    number = frozen["learn"].tokens.shape[0]
+    if config.batch_size > number:
+        checks.complain(config, "batch_size", f"must be at most the {number} rows there are to learn")
+    model = network or language_model(task.vocab_size, config)
+    adaptation = ADAPTATIONS[config.train](config)
+    if adaptation is not None:
+        if "params" not in frozen:
+            checks.complain(config, "train", 'needs parameters to adapt, frozen["params"]; or choose "all"')
+        model = adapters.attach(model, frozen["params"], adaptation)
+
+    def init(key: Key) -> State:
+        params_key, order = jax.random.split(key)
+        begins = adaptation is None and "params" in frozen
+        params = jax.tree.map(jnp.copy, frozen["params"]) if begins else model.init(params_key)
+        return State(params, likelihood.optimizer(config).init(params), order, jnp.int32(0))
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        del key
+        rows = Rows(*data.batch(state.order, state.iteration, frozen["learn"], config.batch_size))
+        params, opt_state, loss, norm = likelihood.update(
+            model, state.params, state.opt_state, rows, state.iteration, config
+        )
+        return State(params, opt_state, state.order, state.iteration + 1), Metrics(loss, Mean.of(norm))
+
+    def policy(state: State) -> Policy:
+        return likelihood.policy(model, state.params)
+
+    def measure(state: State, count: int) -> tuple[Array, Array]:
+        rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
+        return likelihood.measure(model, state.params, Rows(*rows), config)
+
+    return Algorithm(init, step, policy, measure=measure)

@@ -1,0 +1,247 @@
+"""pretrain and sft: the losses they say they lower, resume, sweeps, adapters on a shared base."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rljax
+from rljax import pretrain, sft
+from rljax.algorithms import likelihood
+from rljax.runs import checkpoint, engine
+from rljax.text import data
+from rljax.types import Task
+
+VOCABULARY, LENGTH = 11, 12
+SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "length": LENGTH, "batch_size": 4, "chunk": 5}
+
+
+def text_task() -> Task:
+    """Counting modulo 11: after three tokens everything is known."""
+    text = np.arange(40 * VOCABULARY, dtype=np.int32) % VOCABULARY
+    return Task("count", VOCABULARY, jnp.asarray(text[:-50]), jnp.asarray(text[-50:]))
+
+
+def rows_task(params: Any = None, number: int = 60) -> Task:
+    """Pairs of a prompt and a completion that says it backwards, packed."""
+    rng = np.random.default_rng(0)
+    examples = []
+    for _ in range(number):
+        prompt = rng.integers(1, VOCABULARY, rng.integers(1, 4)).tolist()
+        tokens = [*prompt, 0, *prompt[::-1]]
+        examples.append(data.Example(tokens, [False] * (len(prompt) + 1) + [True] * len(prompt)))
+    learn, held_out = (
+        jax.tree.map(jnp.asarray, data.pack(part, LENGTH)[0]) for part in (examples[:-20], examples[-20:])
+    )
+    return Task("backwards", VOCABULARY, learn, held_out, params)
+
+
+def pretraining(**fields: Any) -> pretrain.Config:
+    return pretrain.Config(**{**SIZES, "total_steps": 40 * 4 * LENGTH, "learning_rate": 1e-2} | fields)
+
+
+def tuning(**fields: Any) -> sft.Config:
+    return sft.Config(**{**SIZES, "total_steps": 40 * 4 * LENGTH, "learning_rate": 1e-2} | fields)
+
+
+def by_hand(model: Any, params: Any, rows: Any) -> tuple[float, int]:
+    """Sum of −log p over the mask, and its size, from whole logits in float64."""
+    logits = np.asarray(model.logits(params, model.forward(params, rows.tokens, rows.segments)), np.float64)
+    log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    total, count = 0.0, 0
+    for row, column in zip(*np.nonzero(np.asarray(rows.mask)), strict=True):
+        total -= log_prob[row, column - 1, int(rows.tokens[row, column])]
+        count += 1
+    return total, count
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_the_mask() -> None:
+    task, config = rows_task(), tuning()
+    algorithm = sft.make(task, config)
+    state = algorithm.init(jax.random.key(0))
+    batch = data.batch(state.order, 0, task.learn, config.batch_size)
+    _, metrics = jax.jit(algorithm.step)(jax.random.key(1), state)
+    total, count = by_hand(likelihood.language_model(VOCABULARY, config), state.params, batch)
+    assert int(metrics.loss.count) == count == int(batch.mask.sum())
+    np.testing.assert_allclose(float(metrics.loss.total), total, rtol=1e-5)
+
+
+def test_held_out_text_is_measured_row_by_row() -> None:
+    task, config = text_task(), pretraining()
+    algorithm = pretrain.make(task, config)
+    state = algorithm.init(jax.random.key(0))
+    assert algorithm.measure is not None
+    totals, counts = algorithm.measure(state, 1_000)
+    assert totals.shape == (50 // LENGTH,)  # only whole rows
+    np.testing.assert_array_equal(counts, LENGTH - 1)
+    rows = pretrain.cut(task.held_out, jnp.arange(50 // LENGTH) * LENGTH, LENGTH)
+    expected = by_hand(likelihood.language_model(VOCABULARY, config), state.params, rows)
+    np.testing.assert_allclose(totals.sum(), expected[0], rtol=1e-5)
+    assert algorithm.measure(state, 2)[0].shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pretraining_learns_what_can_be_known(dtype: str) -> None:
+    config = pretraining(total_steps=300 * 4 * LENGTH, dtype=dtype)
+    result = rljax.train("pretrain", text_task(), config, progress=False)
+    loss = result.summary["loss"]["mean"]
+    # the first token of a row is given, and every other follows from the one before it
+    assert loss < 0.05
+    assert result.summary["headline"] == "loss"
+    assert result.rows[0]["loss"][0] > 1.5
+
+
+def test_fine_tuning_learns_completions_only() -> None:
+    config = tuning(total_steps=400 * 16 * LENGTH, batch_size=16, num_layers=2, hidden_size=32)
+    result = rljax.train("sft", rows_task(number=2_000), config, progress=False)
+    # prompts it never saw; a model that learnt the prompts instead would be at log 10 = 2.3
+    assert result.summary["loss"]["mean"] < 0.6
+
+
+def test_microbatches_change_nothing() -> None:
+    task = rows_task()
+    states = []
+    for parts in (1, 2, 4):
+        algorithm = sft.make(task, tuning(num_micro=parts, schedule="constant"))
+        state = algorithm.init(jax.random.key(0))
+        states.append(jax.jit(algorithm.step)(jax.random.key(1), state))
+    for state, metrics in states[1:]:
+        np.testing.assert_allclose(metrics.loss.total, states[0][1].loss.total, rtol=1e-5)
+        for one, other in zip(
+            jax.tree.leaves(state.opt_state), jax.tree.leaves(states[0][0].opt_state), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "config"),
+    [("pretrain", text_task, pretraining()), ("sft", rows_task, tuning(total_steps=12 * 4 * LENGTH))],
+)
+def test_a_stopped_run_goes_on_bit_for_bit(name: str, task: Any, config: Any, tmp_path: Any) -> None:
+    whole = rljax.train(name, task(), config, seeds=2, progress=False)
+    part = tmp_path / "part"
+    with pytest.raises(KeyboardInterrupt):
+        stop_after(5, lambda: rljax.train(name, task(), config, seeds=2, out=part, progress=False))
+    again = rljax.train(name, task(), config, seeds=2, out=part, resume=True, progress=False)
+    assert again.summary["state_sha256"] == whole.summary["state_sha256"]
+    assert json.loads((part / "summary.json").read_text())["loss"] == whole.summary["loss"]
+    evaluated = rljax.evaluate(part, env=task(), episodes=128)
+    np.testing.assert_allclose(evaluated["loss"]["mean"], whole.summary["loss"]["mean"], rtol=1e-6)
+
+
+def stop_after(iterations: int, train: Any) -> None:
+    from rljax.runs import loop
+
+    inner = loop.advance
+
+    def advance(program: Any, states: Any, start: int, total: int, every: list[int], **rest: Any) -> Any:
+        for chunk in inner(program, states, start, total, [*every, iterations], **rest):
+            yield chunk
+            if chunk[1].iteration == iterations:
+                rest["stop"].set()
+                return
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "advance", advance)
+        train()
+
+
+def test_every_epoch_sees_every_row_once() -> None:
+    task = rows_task()
+    size = task.learn.tokens.shape[0]
+    chosen = [np.asarray(data.batch_indices(jax.random.key(3), i, size, 4)) for i in range(size)]
+    first = np.sort(np.concatenate(chosen)[: 4 * size].reshape(4, size), axis=1)
+    np.testing.assert_array_equal(first, np.broadcast_to(np.arange(size), first.shape))
+
+
+def test_members_of_a_sweep_are_single_runs_and_share_the_text() -> None:
+    task, rates = text_task(), [1e-3, 1e-2, 3e-2]
+    swept = engine.build(pretrain.make, task, pretraining(), {"learning_rate": np.asarray(rates)}, [4, 5, 6])
+    states, _, _ = swept.advance(swept.init(), 2)
+    found = checkpoint.leaves(swept.fetch(states))
+    for member, rate in enumerate(rates):
+        alone = engine.build(pretrain.make, task, pretraining(learning_rate=rate), {}, [4 + member])
+        states, _, _ = alone.advance(alone.init(), 2)
+        for name, leaf in checkpoint.leaves(alone.fetch(states)).items():
+            np.testing.assert_allclose(found[name][member], leaf[0], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_text_is_an_argument_of_the_program() -> None:
+    task, config = text_task(), pretraining()
+
+    def step(frozen: Any, key: Any, state: Any) -> Any:
+        return pretrain.make(task, config, None, frozen).step(key, state)
+
+    state = jax.eval_shape(pretrain.make(task, config).init, jax.random.key(0))
+    closed = jax.make_jaxpr(step)(task.frozen, jax.random.key(0), state)
+    assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 1_000
+
+
+def test_adapters_leave_the_base_as_it_is() -> None:
+    model = likelihood.language_model(VOCABULARY, tuning())
+    base = model.init(jax.random.key(9))
+    config = tuning(train="lora", rank=2, patterns=("attention/query", "attention/value"))
+    algorithm = sft.make(rows_task(base), config, model)
+    state = algorithm.init(jax.random.key(0))
+    assert algorithm.measure is not None
+    untouched = sft.make(rows_task(base), tuning(), model)
+    assert untouched.measure is not None
+    before = algorithm.measure(state, 4)[0]  # B is zero at the start: the base's own losses
+    np.testing.assert_allclose(before, untouched.measure(untouched.init(jax.random.key(0)), 4)[0], rtol=1e-5)
+    assert {path.split(".")[-1] for path in checkpoint.leaves(state.params)} == {"a", "b"}
+    step = jax.jit(algorithm.step)
+    for iteration in range(20):
+        state, metrics = step(jax.random.key(iteration), state)
+    assert algorithm.measure(state, 4)[0].sum() < before.sum()
+    assert float(metrics.gradient_norm.value) > 0
+
+
+def test_head_alone_is_trained() -> None:
+    model = likelihood.language_model(VOCABULARY, tuning())
+    base = model.init(jax.random.key(9))
+    algorithm = sft.make(rows_task(base), tuning(train="subset", patterns=("embedding",)), model)
+    assert list(checkpoint.leaves(algorithm.init(jax.random.key(0)).params)) == ["embedding"]
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "says"),
+    [
+        (pretrain.make, {"length": 60}, "length = 60: must be at most the 50 tokens of held_out"),
+        (pretrain.make, {"num_micro": 3}, "num_micro = 3: must divide batch_size = 4"),
+        (pretrain.make, {"num_heads": 5}, "num_heads"),
+        (pretrain.make, {"dtype": "float16"}, "dtype"),
+        (pretrain.make, {"learning_rate": -1.0}, "learning_rate"),
+        (pretrain.make, {"warmup_fraction": 0.0}, "warmup_fraction"),
+        (sft.make, {"length": 13}, f"length = 13: must be {LENGTH}, as the rows of learn"),
+        (sft.make, {"batch_size": 1_000, "num_micro": 1}, "batch_size = 1000: must be at most the"),
+        (sft.make, {"train": "lora"}, "needs parameters to adapt"),
+        (sft.make, {"train": "lroa"}, "did you mean lora"),
+        (sft.make, {"rank": 0}, "rank"),
+    ],
+)
+def test_wrong_fields_are_one_line(make: Any, fields: dict[str, Any], says: str) -> None:
+    task, config = (text_task(), pretraining()) if make is pretrain.make else (rows_task(), tuning())
+    with pytest.raises(ValueError, match=r".") as caught:
+        make(task, config.replace(**fields))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_task_and_an_environment_are_not_taken_for_each_other() -> None:
+    with pytest.raises(ValueError, match="pretrain needs text to learn from"):
+        rljax.train("pretrain", "CartPole-v1")
+    with pytest.raises(ValueError, match="ppo needs an environment"):
+        rljax.train("ppo", text_task())
+
+
+@pytest.mark.parametrize("module", [pretrain, sft])
+def test_the_four_names(module: Any) -> None:
+    assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
+    config = module.Config()
+    assert config.steps_per_iteration == config.batch_size * config.length
+    assert config.initial_steps == 0
+    assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
