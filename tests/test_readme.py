@@ -31,6 +31,9 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert scope["result"].summary["return"]["iqm"] > 0.8  # the goal is worth 1, each step −0.01
     elif name in ("linen", "nnx", "functions"):
         assert scope["result"].summary["return"]["mean"] > 30  # a random policy gets 22
+    elif name == "text":
+        assert scope["result"].summary["loss"]["mean"] < 0.3  # of log 13 = 2.6
+        assert scope["completion"].tokens.shape == (2, 20)
     elif name == "pure":
         assert scope["curves"].shape == (2, 3, 40)
         last = np.nanmean(scope["curves"][:, :, -5:], axis=(1, 2))  # NaN where no episode ended

@@ -76,7 +76,7 @@ def _run(words: list[str]) -> None:
         return
     import tyro
 
-    from rljax.cli import commands
+    from rljax.cli import commands, language
 
     classes: dict[str, Any] = {
         each.__name__.lower(): each
@@ -87,6 +87,8 @@ def _run(words: list[str]) -> None:
             commands.Report,
             commands.Render,
             commands.List,
+            language.Generate,
+            language.Convert,
         )
     }
     name = words[0] if words else ""
