@@ -140,8 +140,9 @@ def _sweep_table(sweep: Path) -> list[dict[str, Any]]:
             path = sweep / members[0]["part"] / folder.SUMMARY
             steps = _json(path)["steps"] if path.is_file() else None
             more = {"steps": steps, "steps_per_second": content.get("steps_per_second"), "note": ""}
-            entry = _entry(sweep, content, swept, [member["return"] for member in members])
-            rows.append(entry | {"headline": "return"} | more)
+            name = content.get("headline", "return")
+            entry = _entry(sweep, content, swept, [member[name] for member in members])
+            rows.append(entry | {"headline": name} | more)
     return rows
 
 
@@ -285,8 +286,10 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
     if not grid:
         raise ValueError(f"{sweep} varies no field: report its parts, such as {sweep / 'part-000'}")
 
+    quantity = content.get("headline", "return")
+
     def cell(**swept: Any) -> np.ndarray:
-        found = [member["return"] for member in content["members"] if _matches(member, swept)]
+        found = [member[quantity] for member in content["members"] if _matches(member, swept)]
         return np.array(found, np.float64)
 
     title = f"{content['algorithm']} on {_world(content)}"
@@ -295,7 +298,7 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
     if len(grid) == 1:
         ((field, values),) = grid.items()
         cells = [cell(**{field: value}) for value in values]
-        return [drawing.response(field, values, cells, title, "return", target / f"{prefix}sweep.png")]
+        return [drawing.response(field, values, cells, title, quantity, target / f"{prefix}sweep.png")]
 
     longest = sorted(grid, key=lambda field: -len(grid[field]))[:2]
     row, column = (field for field in grid if field in longest)
@@ -312,7 +315,7 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
         name = re.sub(r"[^\w.=-]", "_", "-".join([f"{prefix}sweep", *words])) + ".png"
         heading = "\n".join([title, ", ".join(words)]) if words else title
         axes = (grid[row], grid[column])
-        label = "return, IQM over seeds"
+        label = f"{quantity}, IQM over seeds"
         paths.append(drawing.heat_map((row, column), axes, cells, heading, label, target / name, limits))
     return paths
 

@@ -19,7 +19,7 @@ import numpy as np
 from rljax import checks
 from rljax.runs import engine, folder, load, record
 from rljax.runs.train import train_members
-from rljax.types import Env, Network
+from rljax.types import Env, LanguageModel, Network, Task
 
 LENGTH = "total_steps"  # a number, but members of one program all run equally long
 
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class SweepResult(NamedTuple):
-    members: list[dict[str, Any]]  # one row per member: part, member, seed, its fields, return
+    members: list[dict[str, Any]]  # one row per member: part, member, seed, its fields, return or loss
     folder: Path | None
     parts: list[record.Result]
     compilations: int
@@ -41,7 +41,7 @@ class SweepResult(NamedTuple):
 
 def sweep(
     algorithm: str,
-    env: str | Env,
+    env: str | Env | Task,
     grid: Mapping[str, Iterable[Any]],
     config: Any = None,
     *,
@@ -50,7 +50,7 @@ def sweep(
     steps: float | None = None,
     out: Path | str | None = None,
     env_arguments: dict[str, Any] | None = None,
-    network: Network | None = None,
+    network: Network | LanguageModel | None = None,
     memory_gigabytes: float | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -104,11 +104,12 @@ def sweep(
             ) from stop
         results.append(result)
         for member, (member_seed, value) in enumerate(
-            zip(part.seeds, result.summary["return"]["per_seed"], strict=True)
+            zip(part.seeds, result.summary[result.summary["headline"]]["per_seed"], strict=True)
         ):
             own = part.static | {field: column[member] for field, column in part.swept.items()}
             values = {field: folder.plain(own[field]) for field in grid}
-            rows.append({"part": name, "member": member, "seed": member_seed} | values | {"return": value})
+            rows.append({"part": name, "member": member, "seed": member_seed} | values)
+            rows[-1][result.summary["headline"]] = value
     if run is not None:
         speeds = [result.summary["steps_per_second"] for result in results]
         content = {
@@ -116,6 +117,7 @@ def sweep(
             "env": setup.env_name,
             "grid": {field: folder.plain(values) for field, values in grid.items()},
             "seeds": seeds,
+            "headline": results[0].summary["headline"],
             "members": rows,
             "compilations": compilations,
             "steps_per_second": float(np.mean(speeds)),
@@ -131,7 +133,7 @@ def plan(
     grid: Mapping[str, Sequence[Any]],
     seeds: int,
     seed: int,
-    network: Network | None = None,
+    network: Network | LanguageModel | None = None,
 ) -> list[Part]:
     """One Part per combination of static values, each with every combination of numbers × seeds.
 
@@ -165,7 +167,11 @@ def plan(
 
 
 def _split(
-    setup: load.Setup, part: Part, limit: float, network: Network | None, cache: dict[Any, Any]
+    setup: load.Setup,
+    part: Part,
+    limit: float,
+    network: Network | LanguageModel | None,
+    cache: dict[Any, Any],
 ) -> tuple[list[Part], int]:
     """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how
     many were compiled.

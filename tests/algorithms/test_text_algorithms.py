@@ -245,3 +245,18 @@ def test_the_four_names(module: Any) -> None:
     assert config.steps_per_iteration == config.batch_size * config.length
     assert config.initial_steps == 0
     assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
+
+
+def test_a_sweep_tells_the_loss_of_each_member(tmp_path: Any) -> None:
+    found = rljax.sweep(
+        "pretrain",
+        text_task(),
+        {"learning_rate": [1e-3, 1e-2]},
+        pretraining(),
+        out=tmp_path / "sweep",
+        progress=False,
+    )
+    losses = [member["loss"] for member in found.members]
+    assert found.compilations == 1
+    assert losses[1] < losses[0] < np.log(VOCABULARY) + 1
+    assert len(rljax.report([tmp_path / "sweep"])) >= 1

@@ -72,6 +72,7 @@ def test_sweep_json(swept: SweepResult) -> None:
         "env",
         "grid",
         "seeds",
+        "headline",
         "members",
         "compilations",
         "steps_per_second",
@@ -234,7 +235,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def result(setup: load.Setup, swept: dict, seeds: list[int], *_, **__) -> Any:
         steps = float(setup.config.total_steps)
-        return SimpleNamespace(summary={"return": {"per_seed": seeds}, "steps_per_second": steps})
+        summary = {"headline": "return", "return": {"per_seed": seeds}, "steps_per_second": steps}
+        return SimpleNamespace(summary=summary)
 
     monkeypatch.setattr(sweeping, "train_members", result)
     monkeypatch.setattr(sweeping, "_split", lambda setup, part, *_: ([part], 1))
