@@ -142,7 +142,8 @@ def test_lora_starts() -> None:
 def test_layers_stacked_or_not_are_adapted_alike() -> None:
     scanned, unrolled = model(loop="scanned"), model()
     params = parameters(scanned)
-    trained = moved(adapters.init(jax.random.key(1), params, ("attention", "mlp/up"), 2))
+    init = lambda key: adapters.init(key, params, ("attention", "mlp/up"), 2)
+    trained = moved(jax.jit(init)(jax.random.key(1)))
 
     def unstack(tree: PyTree) -> PyTree:
         stacked = tree["layers"]
@@ -351,8 +352,10 @@ def test_members_of_different_alpha_need_one_program() -> None:
 
     alphas = jnp.asarray([0.0, 1.0, 8.0])
     mapped = jax.jit(jax.vmap(value))(alphas)
-    np.testing.assert_allclose(mapped[0], loss(lm, base, tokens()), rtol=1e-5)
-    np.testing.assert_allclose(mapped[2], loss(lm, adapters.merge(base, trained, 8.0), tokens()), rtol=1e-5)
+    plain = jax.jit(lambda params: loss(lm, params, tokens()))
+    np.testing.assert_allclose(mapped[0], plain(base), rtol=1e-5)
+    merged = jax.jit(adapters.merge)(base, trained, 8.0)
+    np.testing.assert_allclose(mapped[2], plain(merged), rtol=1e-5)
 
 
 # Sparsity masks
@@ -390,7 +393,7 @@ def test_masked_training_leaves_the_rest_bit_for_bit() -> None:
     start = params = parameters(lm)
     batch = tokens(4, 12)
     gradient = jax.jit(jax.grad(lambda p: loss(lm, p, batch)))
-    mask = adapters.sparse_mask(gradient(params), 0.01)
+    mask = jax.jit(adapters.sparse_mask)(gradient(params), 0.01)
     optimizer = optax.adamw(1e-2, weight_decay=0.1)
 
     @jax.jit
@@ -405,7 +408,7 @@ def test_masked_training_leaves_the_rest_bit_for_bit() -> None:
         values.append(float(value))
     changed = jax.tree.map(lambda x, y: x != y, params, start)
     assert all((c == m).all() for c, m in zip(*map(jax.tree.leaves, (changed, mask)), strict=True))
-    assert values[-1] < values[0] - 0.05  # a prefix of random keys moves little
+    assert values[-1] < values[0] - 0.1
     masked = adapters.keep({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": True, "b": False})
     assert (masked["a"].tolist(), masked["b"].tolist()) == ([1, 1], [0, 0])
 
