@@ -12,8 +12,9 @@ import optax
 
 from rljax import checks
 from rljax.math import optimization, schedules
+from rljax.math.losses import cross_entropy
 from rljax.models.optimization import accumulate, decay_mask
-from rljax.models.token_losses import cross_entropy
+from rljax.models.token_losses import per_token, weighted_sum
 from rljax.models.transformer import Layer, TransformerConfig, transformer
 from rljax.types import Array, Key, LanguageModel, Mean, Policy, PyTree
 
@@ -24,7 +25,8 @@ class Rows(NamedTuple):
     """B rows of T tokens to learn."""
 
     tokens: Array  # (B, T) int32
-    segments: Array  # (B, T) int32: 0 is padding, k > 0 the k-th document of the row
+    # (B, T) int32: 0 is padding, k > 0 the k-th document of the row; None: each row is one
+    segments: Array | None
     mask: Array  # (B, T) bool: tokens to be predicted from those before them; never the first
 
 
@@ -71,13 +73,12 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     )
 
 
-def losses(model: LanguageModel, params: PyTree, rows: Rows, chunk: int) -> tuple[Array, Array]:
-    """−log p of every token but the first of a row, (B, T − 1), 0 where it is not to be learnt; and where it
-    is, (B, T − 1) bool.
+def shifted(rows: Rows) -> tuple[Array, Array]:
+    """What the hidden state at each place of the rows predicts, (B, T), and whether it is to be learnt, (B, T)
+    bool. All T places, so that shapes stay round numbers; nothing follows the last one.
     """
-    hidden = model.forward(params, rows.tokens[:, :-1], rows.segments[:, :-1])
-    loss, mask = cross_entropy(model, params, hidden, rows.tokens[:, 1:], chunk), rows.mask[:, 1:]
-    return jnp.where(mask, loss, 0.0), mask
+    after = lambda x: jnp.pad(x[:, 1:], [(0, 0), (0, 1)])
+    return after(rows.tokens), after(rows.mask)
 
 
 def update(
@@ -89,8 +90,10 @@ def update(
     """
 
     def loss_sum(params: PyTree, part: Rows) -> tuple[Array, Array]:
-        loss, mask = losses(model, params, part, config.chunk)
-        return loss.sum(), mask.sum(dtype=jnp.int32)
+        targets, mask = shifted(part)
+        hidden, weights = model.forward(params, part.tokens, part.segments), mask.astype(jnp.float32)
+        total = weighted_sum(model, cross_entropy, params, hidden, weights, targets, chunk=config.chunk)
+        return total, mask.sum(dtype=jnp.int32)
 
     total, count, gradients = accumulate(loss_sum, params, rows, config.num_micro)
     updates, opt_state = optimizer(config).update(gradients, opt_state, params)
@@ -105,8 +108,11 @@ def measure(model: LanguageModel, params: PyTree, rows: Rows, config: Any) -> tu
     """Of each of E rows the sum of its tokens' losses, (E,), and their number, (E,), batch_size at a time."""
 
     def one(row: Rows) -> tuple[Array, Array]:
-        loss, mask = losses(model, params, jax.tree.map(lambda x: x[None], row), config.chunk)
-        return loss.sum(), mask.sum(dtype=jnp.float32)
+        row = jax.tree.map(lambda x: x[None], row)
+        targets, mask = shifted(row)
+        hidden = model.forward(params, row.tokens, row.segments)
+        loss = per_token(model, cross_entropy, params, hidden, targets, chunk=config.chunk)
+        return jnp.where(mask, loss, 0.0).sum(), mask.sum(dtype=jnp.float32)
 
     return jax.lax.map(one, rows, batch_size=config.batch_size)
 

@@ -111,4 +111,4 @@ def make(
 def cut(text: Array, starts: Array, length: int) -> Rows:
     """Rows (B, length) of a text (M,), from these places on (B,), each one document."""
     tokens = jax.vmap(lambda start: jax.lax.dynamic_slice(text, (start,), (length,)))(starts)
-    return Rows(tokens, jnp.ones_like(tokens), jnp.broadcast_to(jnp.arange(length)[None] > 0, tokens.shape))
+    return Rows(tokens, None, jnp.broadcast_to(jnp.arange(length)[None] > 0, tokens.shape))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rljax.models.transformer.layers import product
+from rljax.models.transformer.products import product
 from rljax.types import Array, Key, Network, PyTree
 
 

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import checks
-from rljax.models.transformer.layers import Linear, product
+from rljax.models.transformer.layers import Linear
+from rljax.models.transformer.products import product
 from rljax.types import Array, Key, LanguageModel, PyTree
 
 Carry = tuple[Array, ...]  # of one layer, each (B, H) float32: (h,) of a GRU, (h, c) of an LSTM

@@ -1,8 +1,10 @@
 """Losses and log-probabilities of tokens without ever holding the logits (B, T, V) of a whole batch.
 
-The head is applied to `chunk` positions at a time and computed again in the backward pass (Chen et al. 2016,
-arXiv:1604.06174), so that both passes hold logits of (B, chunk, V) only. Chunks run along the sequence, not
-over flattened tokens, so that a batch axis spread over devices stays spread.
+The head is applied to `chunk` positions at a time, so that logits of (B, chunk, V) only are in memory. Chunks
+run along the sequence, not over flattened tokens, so that a batch axis spread over devices stays spread.
+`per_token` gives one value per token, and computes the logits again in the backward pass (Chen et al. 2016,
+arXiv:1604.06174): four products with the head. `weighted_sum` gives one number, whose gradient it computes
+with it, while the logits are there (Hsu et al. 2024, arXiv:2410.10989): three.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.math import losses
+from rljax.math.optimization import reads
 from rljax.types import Array, LanguageModel, PyTree
 
 CHUNK = 128  # positions whose logits exist at one time
@@ -42,35 +45,106 @@ def per_token(
 
     Raises: ValueError where chunk is below 1 or an input does not begin with (B, T).
     """
-    if chunk < 1:
-        raise ValueError(f"token_losses.per_token: chunk = {chunk}: must be at least 1")
+    _check(hidden, chunk, inputs)
     batch, length = hidden.shape[:2]
-    for leaf in jax.tree.leaves(inputs):
-        if leaf.shape[:2] != (batch, length):
-            raise ValueError(
-                f"token_losses.per_token: an input of shape {leaf.shape} with hidden states of shape "
-                f"{hidden.shape}: must begin with (B, T) = {batch, length}"
-            )
-    number = max(1, math.ceil(length / chunk))
-    size = math.ceil(length / number)
+    cut, whole, number = _chunks(batch, length, chunk)
 
     def apply(params: PyTree, hidden: Array, inputs: PyTree) -> PyTree:
         return function(model.logits(params, hidden), *inputs)
 
     if number == 1:
         return jax.checkpoint(apply)(params, hidden, inputs)
+    # a loop's body is never merged with another, which is all that prevent_cse would prevent
+    step = jax.checkpoint(lambda part: apply(params, *part), prevent_cse=False)
+    return jax.tree.map(whole, jax.lax.map(step, jax.tree.map(cut, (hidden, inputs))))
+
+
+def weighted_sum(
+    model: LanguageModel,
+    function: Callable[..., Array],
+    params: PyTree,
+    hidden: Array,
+    weights: Array,
+    *inputs: PyTree,
+    chunk: int = CHUNK,
+) -> Array:
+    """Σ weights · function(logits, *inputs) over all tokens, (), with the arguments of `per_token`.
+
+    `function` gives (B, c); weights are (B, T) float32. Only params and hidden are differentiated: weights
+    and inputs count as constants. The gradient is computed together with the sum, so where only the sum is
+    wanted `per_token` is cheaper.
+
+    Raises: as `per_token`.
+    """
+    _check(hidden, chunk, (weights, inputs))
+    cut, whole, _ = _chunks(*hidden.shape[:2], chunk)
+    leaves, structure = jax.tree.flatten(params)
+    one = jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)
+    read = jax.tree.leaves(reads(lambda p: model.logits(p, jnp.zeros(one.shape, one.dtype)), params))
+    rest = [None if mine else jax.lax.stop_gradient(leaf) for leaf, mine in zip(leaves, read, strict=True)]
+
+    def losses(head: list[Array], rest: list[Array | None], hidden: Array, inputs: PyTree) -> Array:
+        own = iter(head)
+        full = structure.unflatten([next(own) if mine else x for mine, x in zip(read, rest, strict=True)])
+        return function(model.logits(full, hidden), *inputs)
+
+    def forward(
+        head: list[Array], hidden: Array, rest: list[Array | None], weights: Array, inputs: PyTree
+    ) -> tuple[Array, tuple[list[Array], Array]]:
+        def step(sums: tuple, part: tuple) -> tuple[tuple, Array]:
+            hidden, weights, inputs = part
+            loss, pull = jax.vjp(lambda head, hidden: losses(head, rest, hidden, inputs), head, hidden)
+            to_head, to_hidden = pull(weights.astype(loss.dtype))
+            add = lambda total, x: total + x.astype(jnp.float32)
+            sums = sums[0] + jnp.sum(weights * loss), jax.tree.map(add, sums[1], to_head)
+            return sums, to_hidden.astype(jnp.float32)  # a CPU converts all that a loop collects in each turn
+
+        wide = [jnp.zeros(leaf.shape, jnp.float32) for leaf in head]
+        parts = jax.tree.map(cut, (hidden, weights, inputs))
+        (total, to_head), to_hidden = jax.lax.scan(step, (jnp.float32(0), wide), parts)
+        return total, (to_head, whole(to_hidden))
+
+    def value(head: list[Array], hidden: Array, *others: PyTree) -> Array:
+        return forward(head, hidden, *others)[0]
+
+    def backward(saved: tuple[list[Array], Array], g: Array) -> tuple:
+        scale = lambda x, like: (x.astype(jnp.float32) * g).astype(like.dtype)
+        head = [leaf for leaf, mine in zip(leaves, read, strict=True) if mine]
+        return jax.tree.map(scale, saved[0], head), scale(saved[1], hidden), None, None, None
+
+    fused = jax.custom_vjp(value)
+    fused.defvjp(forward, backward)
+    head = [leaf for leaf, mine in zip(leaves, read, strict=True) if mine]
+    return fused(head, hidden, rest, jax.lax.stop_gradient(weights), jax.lax.stop_gradient(inputs))
+
+
+def _check(hidden: Array, chunk: int, inputs: PyTree) -> None:
+    batch, length = hidden.shape[:2]
+    if chunk < 1:
+        raise ValueError(f"token_losses: chunk = {chunk}: must be at least 1")
+    for leaf in jax.tree.leaves(inputs):
+        if leaf.shape[:2] != (batch, length):
+            raise ValueError(
+                f"token_losses: an input of shape {leaf.shape} with hidden states of shape "
+                f"{hidden.shape}: must begin with (B, T) = {batch, length}"
+            )
+
+
+def _chunks(
+    batch: int, length: int, chunk: int
+) -> tuple[Callable[[Array], Array], Callable[[Array], Array], int]:
+    """What cuts (B, T, ...) into (number, B, size, ...), zeros at the end; its inverse; the number."""
+    number = max(1, math.ceil(length / chunk))
+    size = math.ceil(length / number)
 
     def cut(x: Array) -> Array:
-        """(B, T, ...) to (number, B, size, ...), with zeros at the end."""
         x = jnp.pad(x, [(0, 0), (0, number * size - length)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, number, size, *x.shape[2:]), 1, 0)
 
     def whole(y: Array) -> Array:
         return jnp.moveaxis(y, 0, 1).reshape(batch, number * size, *y.shape[3:])[:, :length]
 
-    # a loop's body is never merged with another, which is all that prevent_cse would prevent
-    step = jax.checkpoint(lambda part: apply(params, *part), prevent_cse=False)
-    return jax.tree.map(whole, jax.lax.map(step, jax.tree.map(cut, (hidden, inputs))))
+    return cut, whole, number
 
 
 def cross_entropy(

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax.models.seq2seq.config import Seq2SeqConfig
-from rljax.models.transformer.layers import ACTIVATIONS, NEVER, Linear, Norm
+from rljax.models.transformer.attention import attend
+from rljax.models.transformer.layers import ACTIVATIONS, Linear, Norm
 from rljax.models.transformer.model import POLICIES
 from rljax.types import Array, PyTree
 
@@ -64,14 +65,21 @@ class Attention(nn.Module):
     """softmax(q kᵀ + bias) v of x (B, T, D), with keys and values made of `source` (B, S, D).
 
     With a cache (key, value), each (B, H, S, D), they are written into it at column `index`; without a source
-    it holds them already. `bias` is (1 or B, 1 or H, 1 or T, S).
+    it holds them already. `bias` is (H, T, S) or None, `allowed` (1 or B, 1 or T, S) bool.
     """
 
     config: Seq2SeqConfig
+    causal: bool
 
     @nn.compact
     def __call__(
-        self, x: Array, source: Array | None, bias: Array, cache: tuple | None, index: Array | None
+        self,
+        x: Array,
+        source: Array | None,
+        bias: Array | None,
+        allowed: Array,
+        cache: tuple | None,
+        index: Array | None,
     ) -> tuple[Array, tuple[Array, Array]]:
         config = self.config
         heads, size = config.num_heads, config.head_dim
@@ -88,10 +96,9 @@ class Attention(nn.Module):
         else:
             assert cache is not None
             key, value = cache
-        scores = jnp.einsum("bthd,bhsd->bhts", query, key, preferred_element_type=jnp.float32) + bias
-        weights = jax.nn.softmax(scores, axis=-1).astype(config.dtype)
-        mixed = jnp.einsum("bhts,bhsd->bthd", weights, value, preferred_element_type=jnp.float32)
-        mixed = mixed.astype(config.dtype).reshape(*x.shape[:2], heads * size)
+        mask = jnp.broadcast_to(allowed, (*x.shape[:2], key.shape[2]))
+        shape = {"scale": 1.0, "bias": bias, "causal": self.causal}
+        mixed = attend(query, key, value, mask, dtype=config.dtype, **shape)
         return linear(config, config.hidden_size, "output", (heads * size) ** -0.5)(mixed), (key, value)
 
 
@@ -113,12 +120,13 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention within, across to the prompt where there is an `across_bias`, feed-forward.
+    """One layer: attention within, across to the prompt where that is `valid`, feed-forward.
 
     Gives the cache with what it wrote, where it has got one.
     """
 
     config: Seq2SeqConfig
+    causal: bool
 
     @nn.compact
     def __call__(
@@ -126,18 +134,20 @@ class Block(nn.Module):
         x: Array,
         cache: tuple | None,
         bias: Array,
+        allowed: Array,
         source: Array | None,
-        across_bias: Array | None,
+        valid: Array | None,
         index: Array | None,
     ) -> tuple[Array, PyTree]:
         config = self.config
         own, across = (None, None) if cache is None else cache
         y = norm(config, "attention_norm")(x)
-        mixed, own = Attention(config, name="attention")(y, y, bias, own, index)
+        mixed, own = Attention(config, self.causal, name="attention")(y, y, bias, allowed, own, index)
         x = x + mixed
-        if across_bias is not None:
-            y = norm(config, "cross_norm")(x)
-            mixed, across = Attention(config, name="cross_attention")(y, source, across_bias, across, None)
+        if valid is not None:
+            y, seen = norm(config, "cross_norm")(x), valid[:, None, :]
+            attention = Attention(config, False, name="cross_attention")
+            mixed, across = attention(y, source, None, seen, across, None)
             x = x + mixed
         x = x + FeedForward(config, name="mlp")(norm(config, "mlp_norm")(x))
         return x, None if cache is None else (own, across)
@@ -176,11 +186,9 @@ class Stack(nn.Module):
         start = nn.initializers.normal(config.hidden_size**-0.5)
         shape = config.buckets, config.num_heads
         weights = self.param("relative_bias", start, shape, config.param_dtype)
-        bias = relative_bias(config, self.kind, weights, distance)[None]
-        bias = jnp.where(allowed[:, None], bias, NEVER)
-        across_bias = None if valid is None else jnp.where(valid, 0.0, NEVER)[:, None, None, :]
-        block = rematerialized(config)
-        shared = bias, source, across_bias, index
+        bias = relative_bias(config, self.kind, weights, distance)
+        block, causal = rematerialized(config), self.kind == "decoder"
+        shared = bias, allowed, source, valid, index
         if config.loop == "scanned":
             loop = nn.scan(
                 block,
@@ -189,12 +197,12 @@ class Stack(nn.Module):
                 in_axes=(0, *(nn.broadcast,) * len(shared)),  # pyright: ignore[reportArgumentType]
                 length=self.num_layers,
             )
-            x, caches = loop(config, name="layers")(x, caches, *shared)
+            x, caches = loop(config, causal, name="layers")(x, caches, *shared)
         else:
             written = []
             for number in range(self.num_layers):
                 cache = None if caches is None else caches[number]
-                x, cache = block(config, name=f"layer_{number}")(x, cache, *shared)
+                x, cache = block(config, causal, name=f"layer_{number}")(x, cache, *shared)
                 written.append(cache)
             caches = tuple(written)
         return norm(config, "final_norm")(x), caches

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rljax.models.seq2seq.config import Seq2SeqConfig, check
 from rljax.models.seq2seq.layers import Stack
-from rljax.models.transformer.layers import product
+from rljax.models.transformer.products import product
 from rljax.models.transformer.model import logical_axes as transformer_axes
 from rljax.types import Array, Key, LanguageModel, PyTree
 

@@ -84,6 +84,7 @@ class TransformerConfig:
     final_softcap: float | None = None
     dtype: Any = field(default=jnp.float32)  # of activations, the cache and the inputs of matmuls
     param_dtype: Any = field(default=jnp.float32)
+    attention: Literal["auto", "whole", "blocks", "cudnn"] = "auto"  # its form; auto: by the backend
     loop: Literal["unrolled", "scanned"] = "unrolled"  # over the layers; scanned stacks their parameters
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass computes again
     family: str = "llama"  # model_type of Hugging Face that `models.huggingface.save` writes it as
@@ -146,6 +147,7 @@ CHOICES = {
     "head_norm": ("none", "query_key"),
     "activation": ("silu", "gelu", "gelu_tanh", "relu"),
     "mlp": ("gated", "plain"),
+    "attention": ("auto", "whole", "blocks", "cudnn"),
     "loop": ("unrolled", "scanned"),
     "remat": ("none", "full", "dots"),
 }

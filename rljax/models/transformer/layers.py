@@ -1,8 +1,4 @@
-"""The parts of a transformer: linear layers, norms, rotary embeddings, attention, MLPs.
-
-Kernels are (in, out). On a CPU only bfloat16 × bfloat16 → float32 is a fast product, so `product` always
-accumulates in float32 and rounds afterwards, forwards and backwards.
-"""
+"""The parts of a transformer: linear layers, norms, rotary embeddings, MLPs, and how a layer is put together."""
 
 from __future__ import annotations
 
@@ -14,7 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rljax.models.transformer.attention import attend
 from rljax.models.transformer.config import TransformerConfig
+from rljax.models.transformer.products import product
 from rljax.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -24,60 +22,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
 }
 KeysValues = tuple[Array, Array]  # each (B, KV, S, D)
-NEVER = -1e30  # a score that no softmax sees, finite so that a row without any column has no NaN
-
-
-def product(x: Array, kernel: Array, dtype: Any, result: Any = None) -> Array:
-    """x (..., in) · kernel (in, out), of inputs rounded to `dtype`, accumulated in float32, as `result`
-    (None: as `dtype`).
-    """
-    return _product(x, kernel, dtype, result)
-
-
-def contract(spec: str, x: Array, y: Array, dtype: Any) -> Array:
-    """einsum(spec, x, y) of inputs rounded to `dtype`, in float32; every index is in two of the three."""
-    return _contract(spec, x, y, dtype)
-
-
-def _dot(x: Array, kernel: Array, dtype: Any) -> Array:
-    return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
-
-
-def _product_value(x: Array, kernel: Array, dtype: Any, result: Any) -> Array:
-    return _dot(x, kernel, dtype).astype(result or dtype)
-
-
-def _product_forward(x: Array, kernel: Array, dtype: Any, result: Any) -> tuple[Array, tuple[Array, Array]]:
-    return product(x, kernel, dtype, result), (x, kernel)
-
-
-def _product_backward(dtype: Any, result: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    del result
-    x, kernel = saved
-    flat = lambda y: y.reshape(-1, y.shape[-1])
-    return _dot(g, kernel.T, dtype).astype(x.dtype), _dot(flat(x).T, flat(g), dtype).astype(kernel.dtype)
-
-
-def _contract_value(spec: str, x: Array, y: Array, dtype: Any) -> Array:
-    return jnp.einsum(spec, x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
-
-
-def _contract_forward(spec: str, x: Array, y: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
-    return contract(spec, x, y, dtype), (x, y)
-
-
-def _contract_backward(spec: str, dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, y = saved
-    inputs, output = spec.split("->")
-    first, second = inputs.split(",")
-    to_first = contract(f"{output},{second}->{first}", g, y, dtype)
-    return to_first.astype(x.dtype), contract(f"{output},{first}->{second}", g, x, dtype).astype(y.dtype)
-
-
-_product: Any = jax.custom_vjp(_product_value, nondiff_argnums=(2, 3))
-_product.defvjp(_product_forward, _product_backward)
-_contract: Any = jax.custom_vjp(_contract_value, nondiff_argnums=(0, 3))
-_contract.defvjp(_contract_forward, _contract_backward)
 
 
 class Linear(nn.Module):
@@ -149,28 +93,6 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array, config: TransformerConfig) -> Array:
-    """Attention of queries (B, T, H, D) to keys and values (B, KV, S, D), with mask (B, T, S) -> (B, T, H D).
-
-    Each group of H / KV queries shares a key: with the times of the queries they are rows of one product.
-    Scores and softmax are float32.
-    """
-    batch, length, heads, size = query.shape
-    kv_heads = key.shape[1]
-    grouped = kv_heads, heads // kv_heads
-    query = query.reshape(batch, length, *grouped, size).transpose(0, 2, 3, 1, 4)
-    rows = query.reshape(batch, kv_heads, -1, size)
-    scores = contract("bkrd,bksd->bkrs", rows, key, config.dtype) * config.scale
-    if config.attention_softcap is not None:
-        scores = config.attention_softcap * jnp.tanh(scores / config.attention_softcap)
-    scores = scores.reshape(batch, *grouped, length, -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, NEVER), axis=-1)
-    weights = weights.astype(config.dtype).reshape(batch, kv_heads, rows.shape[2], -1)
-    mixed = contract("bkrs,bksd->bkrd", weights, value, config.dtype).astype(config.dtype)
-    mixed = mixed.reshape(batch, *grouped, length, size).transpose(0, 3, 1, 2, 4)
-    return mixed.reshape(batch, length, heads * size)
-
-
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023); returns the keys and values, old ones included."""
 
@@ -181,7 +103,7 @@ class Attention(nn.Module):
         self,
         x: Array,
         angles: tuple[Array, Array],
-        mask: Array,
+        mask: Array | None,
         cache: KeysValues | None,
         index: Array | None,
     ) -> tuple[Array, KeysValues]:
@@ -204,8 +126,10 @@ class Attention(nn.Module):
         if self.has_variable("adapters", "prefix_key"):  # trained columns that every query sees
             prefix = [self.get_variable("adapters", name) for name in ("prefix_key", "prefix_value")]
             key, value = before(prefix[0], key), before(prefix[1], value)
-            mask = jnp.pad(mask, [(0, 0), (0, 0), (prefix[0].shape[1], 0)], constant_values=True)
-        mixed = attend(query, key, value, mask, config)
+            if mask is not None:
+                mask = jnp.pad(mask, [(0, 0), (0, 0), (prefix[0].shape[1], 0)], constant_values=True)
+        shape = {"scale": config.scale, "softcap": config.attention_softcap, "form": config.attention}
+        mixed = attend(query, key, value, mask, dtype=config.dtype, **shape)
         bias, deviation = "output" in config.biases, residual(config)
         output = Linear(config.hidden_size, bias, config, deviation, name="output")
         return output(mixed), kept
@@ -249,13 +173,16 @@ class Block(nn.Module):
         window: int | Array | None,
         cache: KeysValues | None,
         angles: tuple[Array, Array],
-        allowed: Array,
+        allowed: Array | None,  # (B, T, S); None: all that is not ahead
         distance: Array,
         index: Array | None,
     ) -> tuple[Array, KeysValues | None]:
         config = self.config
         angles = angles[0][kind], angles[1][kind]
-        mask = allowed if window is None else allowed & (distance < window)
+        mask = allowed
+        if window is not None:
+            near = distance < window
+            mask = near & (distance >= 0) if allowed is None else near & allowed
         attention, feed_forward = Attention(config, name="attention"), FeedForward(config, name="mlp")
         norm = lambda name: Norm(config, name=name)
         mixed, kept = attention(norm("attention_norm")(x), angles, mask, cache, index)

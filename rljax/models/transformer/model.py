@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax.models.transformer.config import TransformerConfig, check
-from rljax.models.transformer.layers import Block, Norm, along, product
+from rljax.models.transformer.layers import Block, Norm, along
+from rljax.models.transformer.products import product
 from rljax.types import Array, Key, LanguageModel, PyTree
 
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -39,7 +40,7 @@ class Decoder(nn.Module):
         self,
         tokens: Array,
         positions: Array,
-        allowed: Array,
+        allowed: Array | None,
         distance: Array,
         caches: PyTree,
         index: Array | None,
@@ -63,7 +64,9 @@ class Decoder(nn.Module):
                 in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=config.num_layers,
             )
-            windows = jnp.asarray([layer.window or EVERYTHING for layer in config.layers], jnp.int32)
+            windows = [layer.window for layer in config.layers]
+            every = jnp.asarray([window or EVERYTHING for window in windows], jnp.int32)
+            windows = every if any(windows) else None
             x, written = loop(config, self.keep, name="layers")(x, jnp.asarray(kinds), windows, caches, *rest)
         else:
             written = []
@@ -137,7 +140,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         distance = (columns[:, None] - columns[None, :])[None]
         if segments is None:
             fits(tokens.shape[1])
-            allowed = jnp.broadcast_to(distance >= 0, (*tokens.shape, tokens.shape[1]))
+            allowed = None  # all that is not ahead
         else:
             same = segments[:, :, None] == segments[:, None, :]
             allowed = same & (distance >= 0) & (segments > 0)[:, None, :]
