@@ -14,7 +14,11 @@ import numpy as np
 
 from rljax import algorithms, checks, envs
 from rljax.runs import checkpoint, engine, folder, presets
+from rljax.text import Corpus
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
+
+# Config fields that decide what is read of a corpus.
+READ = ("length", "batch_size", "dtype", "architecture")
 
 
 class Setup(NamedTuple):
@@ -27,7 +31,7 @@ class Setup(NamedTuple):
     env_arguments: dict[str, Any]
     config: Any
     preset: bool
-    own_env: bool = False  # an Env of the user's, which its name does not bring back
+    own_env: bool = False  # an Env or a Task of the user's, which its name does not bring back
 
 
 class Loaded(NamedTuple):
@@ -42,19 +46,27 @@ class Loaded(NamedTuple):
 
 
 def setup(
-    algorithm: str, env: str | Env | Task, config: Any, steps: float | None, env_arguments: dict[str, Any]
+    algorithm: str,
+    env: str | Env | Task | Corpus,
+    config: Any,
+    steps: float | None,
+    env_arguments: dict[str, Any],
 ) -> Setup:
-    """Resolve names; None, or a dict of fields, stands on the preset for the pair where there is one, else
-    on the defaults.
+    """Resolve names, and read a corpus; None, or a dict of fields, stands on the preset for the pair where
+    there is one, else on the defaults.
 
-    Raises: ValueError with the nearest name, or naming the field that is wrong.
+    Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
     module = algorithms.get(algorithm)
+    if isinstance(env, Task | Corpus) != (algorithm in algorithms.TEXT):
+        needs = "an environment"
+        if algorithm in algorithms.TEXT:
+            needs = "text to learn from, a rljax.text.Corpus or a rljax.types.Task"
+        given = f"{env!r} is a name" if isinstance(env, str) else f"{env.name} is a {type(env).__name__}"
+        raise ValueError(f"{algorithm} needs {needs}; {given}")
     own = not isinstance(env, str)
     if own and env_arguments:
-        raise ValueError(
-            "env_arguments go with the name of an environment, not with an Env that is already made"
-        )
+        raise ValueError("env_arguments go with the name of an environment, not with what is already made")
     try:
         json.dumps(env_arguments, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -63,9 +75,6 @@ def setup(
         ) from error
     world = envs.make(env, **env_arguments) if isinstance(env, str) else env
     name = env if isinstance(env, str) else env.name
-    if isinstance(world, Task) != (algorithm in algorithms.TEXT):
-        needs = "text to learn from, a rljax.types.Task" if algorithm in algorithms.TEXT else "an environment"
-        raise ValueError(f"{algorithm} needs {needs}; {name} is {'a Task' if own else 'an environment'}")
     preset = False
     if config is None or isinstance(config, Mapping):
         config, preset = presets.config_for(algorithm, name, config or {})
@@ -77,7 +86,21 @@ def setup(
     if steps is not None:
         config = config.replace(total_steps=steps)
     checks.number(config, "total_steps", low=0, open_low=True)
+    if isinstance(world, Corpus):
+        world, own = module.read(world, config), False
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
+
+
+def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
+    """The set-up with other values of static fields; a corpus is read again where they decide what is read.
+
+    Raises: as `setup`.
+    """
+    config, env = setup.config.replace(**static), setup.env
+    same = all(getattr(config, name, None) == getattr(setup.config, name, None) for name in READ)
+    if isinstance(env, Task) and env.corpus is not None and not same:
+        env = setup.module.read(env.corpus, config)
+    return setup._replace(config=config, env=env)
 
 
 def check_seed(seed: int, seeds: int) -> int:
