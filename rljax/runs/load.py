@@ -91,6 +91,11 @@ def setup(
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
 
 
+def kind(setup: Setup) -> str:
+    """What config.json, summary.json and sweep.json call the world of this set-up."""
+    return "task" if isinstance(setup.env, Task) else "env"
+
+
 def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
     """The set-up with other values of static fields; a corpus is read again where they decide what is read.
 
@@ -137,7 +142,8 @@ def description(
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
     """A run's config.json, its set-up, and what differs between its members (field -> list).
 
-    Raises: ValueError where the run was made with an Env or Network of the user's own that is not given.
+    Raises: ValueError where the run was made with an Env or Network of the user's own that is not given, or
+    where the text of a task or the parameters that it starts from are no longer the same; FileNotFoundError.
     """
     told = folder.read(run)
     for name, given in (("env", env), ("network", network)):
@@ -153,10 +159,17 @@ def description(
         )
     swept = {name: told["config"][name] for name in told["swept"]}
     values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
-    if env is None:
-        env = envs.make(told["env"], **told["env_arguments"])
     config = module.Config(**values | {name: column[0] for name, column in swept.items()})
-    found = Setup(told["algorithm"], module, told["env"], env, told["env_arguments"], config, told["preset"])
+    if env is None and "task" in told:
+        env = module.read(Corpus(**told["corpus"]), config)
+    elif env is None:
+        env = envs.make(told["env"], **told["env_arguments"])
+    if isinstance(env, Task) != ("task" in told):
+        raise ValueError(f"{run} learnt {folder.world(told)}, not {env.name}: pass what it was trained with")
+    if isinstance(env, Task) and (wrong := folder.changed(told, folder.sums(env))):
+        raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
+    arguments = told.get("env_arguments", {})
+    found = Setup(told["algorithm"], module, folder.world(told), env, arguments, config, told["preset"])
     return told, found, swept
 
 

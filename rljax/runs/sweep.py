@@ -115,7 +115,7 @@ def sweep(
         speeds = [result.summary["steps_per_second"] for result in results]
         content = {
             "algorithm": setup.algorithm,
-            "env": setup.env_name,
+            load.kind(setup): setup.env_name,
             "grid": {field: folder.plain(values) for field, values in grid.items()},
             "seeds": seeds,
             "headline": results[0].summary["headline"],

@@ -93,6 +93,8 @@ def train_members(
         raise ValueError(f"target_return is of environments: {env.name} is text, and has a loss")
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total, network is not None)
+    if run is not None and isinstance(env, Task):
+        description["frozen"] = folder.sums(env)
     title = f"{setup.algorithm} on {setup.env_name}"
     steps = config.initial_steps + total * per_iteration
     with folder.writing(run), log.Progress(steps, title, options.progress) as bar:
@@ -112,6 +114,8 @@ def train_members(
                 f"compiled in {compiled:.1f} s"
             )
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
+                if isinstance(env, Task):
+                    folder.keep(run, env)
                 folder.write(run, folder.CONFIG, description)
             with loop.interruptible() as stop:
                 every = [
