@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rljax
-from rljax import algorithms, cli
+from rljax import algorithms, cli, text
 from rljax.algorithms import ppo
 from rljax.checks import RunError
 from rljax.cli import commands, options
@@ -139,10 +139,10 @@ def test_a_config_option_changes_that_field_of_the_preset(calls, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("algorithm", algorithms.NAMES)
+@pytest.mark.parametrize("algorithm", options.ALL)
 def test_every_field_can_be_given_its_own_default(calls, algorithm):
     fields = algorithms.fields(algorithm)
-    words = ["train", algorithm, "--env", "X"]
+    words = ["train", algorithm, *(["--data", "x.txt"] if algorithm in algorithms.TEXT else ["--env", "X"])]
     for field in fields:
         words += [f"--config.{field.name.replace('_', '-')}", options.typed(field.default)]
     assert cli.main(words) == 0
@@ -154,6 +154,18 @@ def test_environment_arguments_are_python_literals_or_strings(calls):
     assert run(line + " --env-argument size=(1,2) --env-argument use-it=True") == 0
     expected = {"length": 0.7, "rows": -8, "kind": "a=b", "size": (1, 2), "use_it": True}
     assert calls[0][2]["env_arguments"] == expected
+
+
+def test_text_algorithms_take_a_corpus(calls):
+    line = "train sft --data a.jsonl --data b.jsonl --held-out c.jsonl --model some/model --long drop"
+    assert run(f"{line} --held-out-fraction 0.2 --config.train lora --config.patterns a/*+b") == 0
+    ((_, (algorithm, corpus, given), keywords),) = calls
+    assert algorithm == "sft"
+    assert corpus == text.Corpus(
+        ("a.jsonl", "b.jsonl"), "c.jsonl", model="some/model", long="drop", held_out_fraction=0.2
+    )
+    assert given == {"train": "lora", "patterns": ("a/*", "b")}
+    assert keywords["out"] == Path("runs/sft-a+1")
 
 
 def test_a_default_folder_is_a_new_one(calls, tmp_path):
@@ -236,6 +248,28 @@ def test_sweep_prints_the_best_first_and_how_to_train_it(calls, capsys):
     assert calls[-1][1][2] == {"clip": 0.1, "learning_rate": 0.001}
 
 
+def test_sweep_over_text_prints_the_lowest_loss_first(calls, capsys, monkeypatch):
+    rows = [{"learning_rate": 0.1, "seed": 0, "loss": 2.0}, {"learning_rate": 0.2, "seed": 0, "loss": 1.0}]
+    monkeypatch.setattr(rljax, "sweep", lambda *a, **k: SweepResult(rows, k["out"], [], 1), raising=False)
+    assert run("sweep sft --data a.jsonl --data b.jsonl --loss all --config.learning-rate 0.1,0.2") == 0
+    printed = capsys.readouterr().out
+    assert "loss" in printed
+    assert printed.index("0.2 ") < printed.index("0.1 ")
+    assert "rljax train sft --data a.jsonl --data b.jsonl --loss all --config.learning-rate 0.2" in printed
+
+
+def test_train_on_text_counts_rows_and_goes_on_to_generate(calls, capsys, monkeypatch):
+    told = {key: value for key, value in SUMMARY.items() if key not in ("env", "return")}
+    told |= {"algorithm": "sft", "task": "a", "headline": "loss", "loss": RETURN | {"episodes": 7}}
+    result = Result(told, Path("r"), None, None, [])
+    monkeypatch.setattr(rljax, "train", lambda *a, **k: result, raising=False)
+    assert run("train sft --data a.jsonl") == 0
+    printed = capsys.readouterr().out
+    assert "sft on a: 507,904 steps per seed" in printed
+    assert "(8 seeds x 7 rows)" in printed
+    assert "rljax generate r" in printed
+
+
 def test_a_configuration_that_failed_for_a_seed_comes_last():
     members = [{"clip": 0.1, "return": 5.0}, {"clip": 0.1, "return": None}, {"clip": 0.2, "return": -9.0}]
     assert commands.rank(members, ["clip"]) == [({"clip": 0.2}, -9.0, 1), ({"clip": 0.1}, None, 2)]
@@ -261,7 +295,7 @@ def test_lists(capsys):
     assert "16" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("algorithm", algorithms.NAMES)
+@pytest.mark.parametrize("algorithm", options.ALL)
 def test_every_field_has_help(algorithm, capsys):
     assert not [field.name for field in algorithms.fields(algorithm) if not field.help]
     assert run(f"train {algorithm} --help") == 0
@@ -279,6 +313,16 @@ def test_help_shows_defaults_and_the_preset_of_the_environment(capsys, monkeypat
     assert "environments running in parallel (default: 64)" in plain
     assert run("train ppo --env CartPole-v1 --help") == 0
     assert "(preset for CartPole-v1: 7; default: 64)" in capsys.readouterr().out
+
+
+def test_help_of_a_text_algorithm_has_the_corpus_in_place_of_the_environment(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("train sft --help") == 0
+    printed = capsys.readouterr().out
+    for field in algorithms.fields_of(text.Corpus):
+        assert f"--{field.name.replace('_', '-')} " in printed
+        assert field.help.split()[0] in printed
+    assert "--env" not in printed
 
 
 def test_every_option_of_train_has_help(capsys, monkeypatch):
@@ -306,6 +350,10 @@ def test_every_option_of_train_has_help(capsys, monkeypatch):
         ("list fields", "rljax list fields reinforce|a2c|ppo"),
         ("list environments CartPol-v1", "did you mean CartPole-v1?"),
         ("train ppo", "--env NAME"),
+        ("train sft", "Add --data FILE"),
+        ("train sft --data a.txt --env X", "sft learns text: add --data FILE in place of --env"),
+        ("sweep pretrain --env=X", "pretrain learns text"),
+        ("train ppo --data a.txt", "ppo learns in an environment: add --env NAME in place of --data"),
         ("train ppo --env X --env-argument length", "KEY=VALUE"),
         ("train ppo --env X --resume", "--out"),
         ("sweep ppo --env X", "nothing to sweep"),

@@ -47,12 +47,17 @@ _COMMON = {
     "advantage_normalization": "over what advantages are whitened",
     "architecture": "of the network: mlp for vectors, cnn for images",
     "batch_size": "transitions of an update",
+    "beta1": "of Adam's mean of gradients",
+    "beta2": "of Adam's mean of squared gradients",
     "baseline": "what is subtracted from the return",
     "clip_schedule": "of ε over the run",
+    "hidden_size": "width of the model",
     "hidden_sizes": "units of each hidden layer",
     "noise": "behind the actions: independent from step to step, or correlated in time",
     "num_envs": "environments running in parallel",
     "num_epochs": "passes over each rollout",
+    "num_heads": "of attention, in each block of the model",
+    "num_layers": "blocks of the model",
     "num_minibatches": "gradient steps of each pass over a rollout",
     "observation_normalization": "of observations, by running mean and variance",
     "optimizer": "that the gradients go through",
@@ -93,14 +98,18 @@ def get(name: str) -> ModuleType:
 
 
 def fields(name: str) -> tuple[Field, ...]:
-    """The Config fields of the algorithm called `name`; the comment beside each in the source is its help."""
-    config = get(name).Config
+    """The Config fields of the algorithm called `name`."""
+    return fields_of(get(name).Config)
+
+
+def fields_of(config: type) -> tuple[Field, ...]:
+    """The fields of a dataclass; the comment beside each in the source is its help."""
     types, comments = typing.get_type_hints(config), _comments(config)
     return tuple(
         Field(
             each.name,
             types[each.name],
-            getattr(config(), each.name),
+            None if each.default is dataclasses.MISSING else each.default,
             each.metadata.get("pytree_node", True),
             comments.get(each.name) or _COMMON.get(each.name, ""),
         )

@@ -6,8 +6,9 @@ by AdamW, with a rising then falling learning rate. One step is one update from 
 tokens, drawn uniformly with the iteration's own key: a resumed run sees the same rows without remembering
 anything. Steps are tokens: batch_size × length per update.
 
-The task is a `Task` whose `learn` and `held_out` are texts (M,) of token ids. Without a network the model is
-a Llama of this Config's sizes; `frozen["params"]`, where there is one, are parameters to go on from.
+The task is a `Task` whose `learn` and `held_out` are texts (M,) of token ids. Without a network or a model of
+the task the model is a Llama of this Config's sizes; `frozen["params"]`, where there is one, are parameters
+to go on from.
 
 Differs from the literature: no dropout; the loss is a mean over all tokens of the batch, whatever num_micro.
 """
@@ -18,11 +19,15 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from rljax import checks
 from rljax.algorithms import likelihood
 from rljax.algorithms.likelihood import Rows, language_model
+from rljax.text import Corpus
+from rljax.text import corpus as corpora
+from rljax.text.data import Example
 from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
 
@@ -81,7 +86,7 @@ def make(
     for name in ("learn", "held_out"):
         if frozen[name].ndim != 1 or frozen[name].size < config.length:
             checks.complain(config, "length", f"must be at most the {frozen[name].size} tokens of {name}")
-    model = network or language_model(task.vocab_size, config)
+    model = network or task.model or language_model(task.vocab_size, config)
 
     def init(key: Key) -> State:
         params = jax.tree.map(jnp.copy, frozen["params"]) if "params" in frozen else model.init(key)
@@ -106,6 +111,25 @@ def make(
         return likelihood.measure(model, state.params, rows, config)
 
     return Algorithm(init, step, policy, measure=measure)
+
+
+def read(corpus: Corpus, config: Config) -> Task:
+    """The task of a corpus: its documents one after the other, with the tokenizer's end token between them.
+
+    Raises: FileNotFoundError; ValueError in one line, also naming a field of `corpus` that is of sft alone.
+    """
+    likelihood.check(config)
+    for name in ("loss", "packing", "long"):
+        if getattr(corpus, name) != getattr(Corpus, name):
+            checks.complain(corpus, name, "is of sft; pretrain learns every token of one long text")
+    base = corpora.base(corpus, config)
+
+    def joined(documents: list[Example]) -> Array:
+        tokens = np.concatenate([document.tokens for document in documents])
+        return jnp.asarray(tokens[:-1] if tokens[-1] == base.tokenizer.eos_id else tokens)
+
+    learn, held_out = corpora.documents(corpus, base.tokenizer)
+    return corpora.task(corpus, base, joined(learn), joined(held_out))
 
 
 def cut(text: Array, starts: Array, length: int) -> Rows:

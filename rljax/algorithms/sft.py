@@ -31,7 +31,9 @@ from rljax import checks
 from rljax.algorithms import likelihood
 from rljax.algorithms.likelihood import Rows, language_model
 from rljax.models import adapters
-from rljax.text import data
+from rljax.models.seq2seq import Seq2SeqConfig
+from rljax.text import Corpus, data
+from rljax.text import corpus as corpora
 from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
 ADAPTATIONS: dict[str, Callable[[Any], adapters.Adaptation | None]] = {
@@ -58,7 +60,7 @@ class Config:
     length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
     num_micro: int = struct.field(pytree_node=False, default=1)  # parts in which the gradient is computed
     chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
-    train: Literal["all", "lora", "subset"] = struct.field(pytree_node=False, default="all")
+    train: Literal["all", "lora", "subset"] = struct.field(pytree_node=False, default="all")  # of a model
     rank: int = struct.field(pytree_node=False, default=8)  # of LoRA
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))  # layers or leaves
     hidden_size: int = struct.field(pytree_node=False, default=128)  # without a network
@@ -108,7 +110,7 @@ def make(
     number = frozen["learn"].tokens.shape[0]
     if config.batch_size > number:
         checks.complain(config, "batch_size", f"must be at most the {number} rows there are to learn")
-    model = network or language_model(task.vocab_size, config)
+    model = network or task.model or language_model(task.vocab_size, config)
     adaptation = ADAPTATIONS[config.train](config)
     if adaptation is not None:
         if "params" not in frozen:
@@ -137,3 +139,20 @@ def make(
         return likelihood.measure(model, state.params, Rows(*rows), config)
 
     return Algorithm(init, step, policy, measure=measure)
+
+
+def read(corpus: Corpus, config: Config) -> Task:
+    """The task of a corpus: rows of `config.length` tokens.
+
+    Raises: FileNotFoundError; ValueError in one line.
+    """
+    likelihood.check(config)
+    base = corpora.base(corpus, config)
+    return corpora.task(corpus, base, *rows_of(corpus, base, config))
+
+
+def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree, PyTree]:
+    """What is learnt and what is held out: packed rows, of an encoder-decoder pairs."""
+    if base.model is not None and isinstance(base.model.config, Seq2SeqConfig):
+        return corpora.pairs(corpus, base.tokenizer, config.length)
+    return corpora.packed(corpus, base.tokenizer, config.length)

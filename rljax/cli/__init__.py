@@ -13,6 +13,7 @@ ABOUT = """Reinforcement learning in JAX: training runs compiled whole, mapped o
 
   rljax train ppo --env CartPole-v1 --seeds 8
   rljax sweep ppo --env CartPole-v1 --seeds 4 --config.learning-rate 1e-4,1e-3
+  rljax train pretrain --data shakespeare.txt
   rljax train ppo --help      the fields of an algorithm's Config, too
   rljax list                  algorithms, environments, presets
   rljax --version
@@ -110,11 +111,15 @@ def _run(words: list[str]) -> None:
 
 
 def _with_config(command: type, words: list[str], several: bool) -> type:
-    """`command` with an option for every Config field of the algorithm that `words` name, if any."""
-    from rljax import algorithms
-    from rljax.cli.options import config_options
+    """`command` with an option for every Config field of the algorithm that `words` name, if any; help shows
+    those of an environment where it needs one, else those of a corpus.
+    """
+    from tyro.conf import OmitArgPrefixes
 
-    found = [word for word in words if word in algorithms.NAMES]
+    from rljax import algorithms
+    from rljax.cli.options import WithoutEnv, config_options, corpus_options
+
+    found = [word for word in words if word in algorithms.NAMES + algorithms.TEXT]
     if words and not words[0].startswith("-"):
         found = [words[0]]
         algorithms.get(words[0])
@@ -124,11 +129,22 @@ def _with_config(command: type, words: list[str], several: bool) -> type:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         env = following if word == "--env" else word[6:] if word.startswith("--env=") else env
     options = config_options(found[0], env, several)
-    field = ("config", options, dataclasses.field(default_factory=options))
+    fields: list[Any] = [("config", options, dataclasses.field(default_factory=options))]
+    bases: tuple[type, ...] = (command,)
+    given = {word.partition("=")[0] for word in words}
+    if found[0] in algorithms.TEXT:
+        if given & {"--env", "--env-argument"}:
+            raise ValueError(f"{found[0]} learns text: add --data FILE in place of --env")
+        corpus = corpus_options()
+        shown = Annotated[corpus, OmitArgPrefixes]
+        fields.append(("corpus", shown, dataclasses.field(default_factory=corpus)))
+        bases = (WithoutEnv, command)
+    elif "--data" in given:
+        raise ValueError(f"{found[0]} learns in an environment: add --env NAME in place of --data")
     return dataclasses.make_dataclass(
         command.__name__,  # with this and the module tyro finds the comments in the source
-        [field],
-        bases=(command,),
+        fields,
+        bases=bases,
         kw_only=True,
         namespace={"__doc__": command.__doc__, "__module__": command.__module__},
     )

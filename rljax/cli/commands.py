@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 import rljax
 from rljax import algorithms
-from rljax.cli.options import Count, Flag, Folder, Optional, Training, kind, one_of, typed, whole
+from rljax.cli.options import ALL, Count, Flag, Folder, Optional, Training, kind, one_of, typed, whole
 
 Run = Annotated[Positional[Path], arg(metavar="RUN", help="A folder that train wrote.")]
 Member = Annotated[int | None, kind(whole, "INT")]
@@ -22,7 +22,7 @@ Member = Annotated[int | None, kind(whole, "INT")]
 
 @dataclass(kw_only=True)
 class Train(Training):
-    """Train an algorithm on an environment; `rljax train ALGORITHM --help` shows its Config too."""
+    """Train an algorithm on an environment or a text; `rljax train ALGORITHM --help` shows its Config too."""
 
     # Continue the run in --out from its newest checkpoint.
     resume: Flag = False
@@ -32,15 +32,17 @@ class Train(Training):
     init_member: Annotated[Member, Optional] = None
 
     def run(self) -> None:
-        keywords, given = self.keywords(), self.values()
+        world = self.world()
+        keywords, given = self.keywords(world), self.values()
         if self.resume and self.out is None:
             raise ValueError("--resume continues the run in a folder: name it with --out")
         keywords |= {"resume": self.resume, "init": self.init, "init_member": self.init_member}
-        result = rljax.train(self.algorithm, self.env, given, **keywords)
+        result = rljax.train(self.algorithm, world, given, **keywords)
         print_summary(result.summary, result.folder)
         if result.folder is not None:
             folder = shlex.quote(str(result.folder))
-            print_next(f"rljax report {folder}", f"rljax render {folder}", f"rljax evaluate {folder}")
+            show = "generate" if self.algorithm in algorithms.TEXT else "render"
+            print_next(f"rljax report {folder}", f"rljax {show} {folder}", f"rljax evaluate {folder}")
 
 
 @dataclass(kw_only=True)
@@ -48,17 +50,19 @@ class Sweep(Training):
     """Train every combination of comma-separated Config values with every seed, in few compilations."""
 
     def run(self) -> None:
-        keywords, values = self.keywords("sweep-"), self.values()
+        world, values = self.world(), self.values()
+        keywords = self.keywords(world, "sweep-")
         fixed = {name: column[0] for name, column in values.items() if len(column) == 1}
         grid = {name: column for name, column in values.items() if len(column) > 1}
         if not grid:
             example = "--config.learning-rate 1e-4,1e-3"
             raise ValueError(f"nothing to sweep: give a Config field several values, such as {example}")
-        result = rljax.sweep(self.algorithm, self.env, grid, fixed, **keywords)
-        ranked = rank(result.members, list(grid))
+        result = rljax.sweep(self.algorithm, world, grid, fixed, **keywords)
+        headline = "loss" if self.algorithm in algorithms.TEXT else "return"
+        ranked = rank(result.members, list(grid), headline)
         compilations = f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
         title = f"{len(ranked)} configurations x {self.seeds} seeds, {compilations}: best first"
-        columns = [*grid, "return", "seeds"]
+        columns = [*grid, headline, "seeds"]
         rows = [[*map(typed, values.values()), figure(mean), str(n)] for values, mean, n in ranked[:20]]
         print_table(title, columns, rows)
         print(f"{'folder':9} {result.folder}")
@@ -93,7 +97,8 @@ class Evaluate:
             checkpoint_iteration=self.checkpoint,
         )
         for name, value in found.items():
-            shown = statistics(value) if isinstance(value, Mapping) else typed(value)
+            noun = MEASURED.get(name, "episodes")
+            shown = statistics(value, noun) if isinstance(value, Mapping) else typed(value)
             print(f"{name.replace('_', ' '):15} {shown}")
 
 
@@ -143,7 +148,7 @@ class List:
 
     def run(self) -> None:
         if self.what in (None, "algorithms"):
-            rows = [[name, _first_line(algorithms.get(name))] for name in algorithms.NAMES]
+            rows = [[name, _first_line(algorithms.get(name))] for name in ALL]
             print_table("algorithms", ["algorithm", "what it is"], rows)
         if self.what in (None, "environments"):
             _list_environments(self.name)
@@ -151,7 +156,7 @@ class List:
             _list_presets(self.name)
         if self.what == "fields":
             if self.name is None:
-                raise ValueError(f"fields of which algorithm? rljax list fields {'|'.join(algorithms.NAMES)}")
+                raise ValueError(f"fields of which algorithm? rljax list fields {'|'.join(ALL)}")
             _list_fields(self.name)
 
 
@@ -190,7 +195,8 @@ def _list_fields(algorithm: str) -> None:
         kind = getattr(field.type, "__name__", str(field.type))
         if kind == "Literal":
             kind = " | ".join(field.type.__args__)
-        kind = "sizes, as 64x64" if kind == "tuple" else kind
+        if kind == "tuple":
+            kind = "names, as a+b" if field.type.__args__[0] is str else "sizes, as 64x64"
         together = field.leaf and field.name != "total_steps"  # members of one program run equally long
         rows.append([field.name, typed(field.default), kind, "no" if together else "yes", field.help])
     columns = ["field", "default", "type", "compiled per value", "what it is"]
@@ -215,9 +221,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def print_summary(summary: Mapping[str, Any], folder: Path | None) -> None:
     """The few numbers that a finished run is about."""
     ended = "" if summary.get("finished", True) else ", not finished"
-    print(f"{summary['algorithm']} on {summary['env']}: {summary['steps']:,} steps per seed{ended}")
+    world = summary.get("env") or summary["task"]
+    print(f"{summary['algorithm']} on {world}: {summary['steps']:,} steps per seed{ended}")
     headline = summary["headline"]
-    print(f"{headline:9} {statistics(summary[headline])}")
+    print(f"{headline:9} {statistics(summary[headline], MEASURED[headline])}")
     speed = summary.get("steps_per_second")
     if speed is not None:
         print(f"{'speed':9} {speed:,.0f} steps/s on {summary['device']}")
@@ -226,7 +233,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path | None) -> None:
         print(f"{'folder':9} {folder}")
 
 
-def statistics(block: Mapping[str, Any]) -> str:
+MEASURED = {"return": "episodes", "loss": "rows"}  # what the headline is an average of, per seed
+
+
+def statistics(block: Mapping[str, Any], noun: str = "episodes") -> str:
     """Mean, IQM, confidence interval, and what they are over."""
     number = len(block["per_seed"])
     text = figure(block["mean"])
@@ -235,9 +245,7 @@ def statistics(block: Mapping[str, Any]) -> str:
     if block.get("ci95"):
         text += "  95% CI {} to {}".format(*map(figure, block["ci95"]))
     seeds = "1 seed" if number == 1 else f"{number} seeds"
-    return (
-        f"{text}  ({seeds} x {block['episodes']} episodes)" if "episodes" in block else f"{text}  ({seeds})"
-    )
+    return f"{text}  ({seeds} x {block['episodes']} {noun})" if "episodes" in block else f"{text}  ({seeds})"
 
 
 def figure(value: float | None) -> str:
@@ -245,9 +253,10 @@ def figure(value: float | None) -> str:
 
 
 def rank(
-    members: Iterable[Mapping[str, Any]], fields: Sequence[str]
+    members: Iterable[Mapping[str, Any]], fields: Sequence[str], headline: str = "return"
 ) -> list[tuple[dict[str, Any], float | None, int]]:
-    """Each configuration of a sweep with the mean return of its seeds and their number, the best first.
+    """Each configuration of a sweep with the mean headline of its seeds and their number, the best first: the
+    highest return, the lowest loss.
 
     One whose training failed for some seed has the mean None and comes last.
     """
@@ -256,11 +265,12 @@ def rank(
         groups.setdefault(repr([member[field] for field in fields]), []).append(member)
     ranked = []
     for group in groups.values():
-        returns = [each["return"] for each in group]
-        broken = any(value is None or math.isnan(value) for value in returns)
-        mean = None if broken else sum(returns) / len(returns)
+        values = [each[headline] for each in group]
+        broken = any(value is None or math.isnan(value) for value in values)
+        mean = None if broken else sum(values) / len(values)
         ranked.append(({field: group[0][field] for field in fields}, mean, len(group)))
-    return sorted(ranked, key=lambda each: -math.inf if each[1] is None else each[1], reverse=True)
+    sign = -1 if headline == "loss" else 1
+    return sorted(ranked, key=lambda each: -math.inf if each[1] is None else sign * each[1], reverse=True)
 
 
 def print_next(*commands: str) -> None:

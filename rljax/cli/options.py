@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from rljax import algorithms
 
@@ -59,7 +59,7 @@ def one_of(options: Iterable[str]) -> Callable[[str], str]:
 def typed(value: Any) -> str:
     """A value as one would type it."""
     if isinstance(value, tuple | list):
-        return "x".join(map(str, value))
+        return ("+" if any(isinstance(item, str) for item in value) else "x").join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return f"{int(value)}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
@@ -69,13 +69,17 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(whole(size) for size in text.split("x")) if text else ()
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split("+")) if text else ()
+
+
 def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
-    """What reads a value of a Config field of this type, and how help shows it."""
+    """What reads a value of a field of this type, and how help shows it."""
     if get_origin(annotation) is Literal:
         options = get_args(annotation)
         return one_of(options), "{" + ",".join(options) + "}"
     if get_origin(annotation) is tuple:
-        return _sizes, "64x64"
+        return (_names, "NAME+NAME") if get_args(annotation)[0] is str else (_sizes, "64x64")
     if annotation is bool:
         return lambda text: one_of(("true", "false"))(text) == "true", "{true,false}"
     return {float: (real, "FLOAT"), int: (whole, "INT")}.get(annotation, (str, "NAME"))
@@ -105,6 +109,30 @@ def config_options(algorithm: str, env: str, several: bool) -> type:
     return dataclasses.make_dataclass("Config", options)
 
 
+def corpus_options() -> type:
+    """A dataclass with the fields of `text.Corpus`, None or empty where they are not given."""
+    from rljax.text import Corpus
+
+    options: list[Any] = []
+    for field in algorithms.fields_of(Corpus):
+        shown = arg(help=field.help, help_behavior_hint=_default(field))
+        if field.name in FILES:
+            shown = arg(help=f"{field.help}; may be repeated", metavar="FILE", help_behavior_hint="")
+            options.append((field.name, Annotated[UseAppendAction[tuple[str, ...]], shown], ()))
+        elif field.type is bool:
+            options.append((field.name, Annotated[bool, shown], False))
+        else:
+            options.append((field.name, Annotated[Any, kind(*_reader(field.type)), shown], None))
+    return dataclasses.make_dataclass("Corpus", options)
+
+
+FILES = ("data", "held_out")  # fields of a corpus that are several files
+
+
+def _default(field: algorithms.Field) -> str:
+    return "(optional)" if field.default in ("", False, None) else f"(default: {typed(field.default)})"
+
+
 Count = Annotated[int, kind(whole, "INT")]
 Folder = Annotated[Path | None, kind(Path, "FOLDER")]
 Number = Annotated[float | None, kind(real, "FLOAT")]
@@ -112,18 +140,21 @@ Optional = arg(help_behavior_hint="(optional)")
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 
 
+ALL = algorithms.NAMES + algorithms.TEXT
+
+
 @dataclass(kw_only=True)
 class Training:
     """What training one configuration and sweeping over many have in common."""
 
-    algorithm: Annotated[Positional[str], arg(metavar="ALGORITHM", help=", ".join(algorithms.NAMES))]
-    # The environment; `rljax list environments` shows them.
+    algorithm: Annotated[Positional[str], arg(metavar="ALGORITHM", help=", ".join(ALL))]
+    # The environment; `rljax list environments` shows them. The help of pretrain and sft has --data instead.
     env: Annotated[str, kind(str, "NAME"), arg(help_behavior_hint="(required)")] = ""
     # A constructor argument or parameter of the environment, such as length=0.7; may be repeated.
     env_argument: Annotated[
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(optional)")
     ] = ()
-    # Environment steps per seed, instead of --config.total-steps.
+    # Steps (of the environment, or tokens) per seed, instead of --config.total-steps.
     steps: Annotated[Number, Optional] = None
     seeds: Count = 1  # How many seeds train side by side.
     seed: Count = 0  # The first seed; the others follow it.
@@ -134,7 +165,7 @@ class Training:
     # Stop when the current return of every seed has reached this.
     target_return: Annotated[Number, Optional] = None
     evaluate_every: Count = 0  # Iterations between evaluations; 0: only one at the end.
-    evaluation_episodes: Count = 128  # Complete episodes of each evaluation, per seed.
+    evaluation_episodes: Count = 128  # Complete episodes (or held-out rows) of each evaluation, per seed.
     log_every: Count = 0  # Iterations between rows of metrics; 0: about a hundred rows.
     tensorboard: Flag = False  # Write TensorBoard events too, one run per seed.
     wandb: Flag = False  # Log to Weights & Biases too, one run per seed.
@@ -146,25 +177,57 @@ class Training:
         given = {} if config is None else dataclasses.asdict(config)
         return {name: value for name, value in given.items() if value is not None}
 
-    def keywords(self, prefix: str = "") -> dict[str, Any]:
+    def world(self) -> Any:
+        """What is learnt from: the name of an environment, or a Corpus."""
+        if self.algorithm not in algorithms.TEXT:
+            if not self.env:
+                raise ValueError(
+                    "which environment? Add --env NAME; `rljax list environments` shows the names"
+                )
+            return self.env
+        given = self.corpus_values()
+        if "data" not in given:
+            raise ValueError("which text? Add --data FILE, plain text (.txt) or JSON lines (.jsonl)")
+        from rljax.text import Corpus
+
+        return Corpus(**given)
+
+    def corpus_values(self) -> dict[str, Any]:
+        """The fields of a corpus that the command line gives."""
+        corpus = getattr(self, "corpus", None)
+        given = {} if corpus is None else dataclasses.asdict(corpus)
+        return {name: value for name, value in given.items() if value not in (None, (), False)}
+
+    def keywords(self, world: Any, prefix: str = "") -> dict[str, Any]:
         """The arguments that rljax.train and rljax.sweep share."""
-        if not self.env:
-            raise ValueError("which environment? Add --env NAME; `rljax list environments` shows the names")
         names = [each.name for each in dataclasses.fields(Training)]
         shared = {
             name: getattr(self, name) for name in names if name not in ("algorithm", "env", "env_argument")
         }
-        shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{self.env}")
+        name = world if isinstance(world, str) else world.name
+        shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{name}")
         return shared | {"env_arguments": dict(map(_key_and_value, self.env_argument))}
 
     def command(self, values: Mapping[str, Any], *more: str) -> str:
         """The command line that trains this problem with these Config fields."""
-        words = ["rljax", "train", self.algorithm, "--env", self.env]
+        words = ["rljax", "train", self.algorithm, *(["--env", self.env] if self.env else [])]
+        for name, value in self.corpus_values().items():
+            option = f"--{name.replace('_', '-')}"
+            for each in value if name in FILES else [value]:
+                words += [option] if each is True else [option, typed(each)]
         words += [word for text in self.env_argument for word in ("--env-argument", text)]
         words += [] if self.steps is None else ["--steps", typed(self.steps)]
         for name, value in values.items():
             words += [f"--config.{name.replace('_', '-')}", typed(value)]
         return shlex.join([*words, *more])
+
+
+@dataclass(kw_only=True)
+class WithoutEnv:
+    """The options of an environment, taken from what learns text."""
+
+    env: Annotated[str, kind(str, "NAME"), Suppress] = ""
+    env_argument: Annotated[UseAppendAction[tuple[str, ...]], Suppress] = ()
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:

@@ -26,16 +26,17 @@ class Line(NamedTuple):
     """One learning curve."""
 
     label: str
-    steps: np.ndarray  # (T,) environment steps of each seed
+    steps: np.ndarray  # (T,) environment steps, or tokens, of each seed
     values: np.ndarray  # (S, T) finite; T = 0 where there is nothing to draw yet
 
 
 class Panel(NamedTuple):
-    """The curves of one environment."""
+    """The curves of one environment or task."""
 
     title: str
     quantity: str  # the label of the y axis
     lines: list[Line]
+    steps: str = "environment steps"  # the label of the x axis
 
 
 def curves(panels: Sequence[Panel], path: Path) -> Path:
@@ -77,7 +78,7 @@ def _panel(axes: Any, panel: Panel) -> None:
         axes.text(0.5, 0.5, "no episode has ended yet", ha="center", color=_GREY, transform=axes.transAxes)
         axes.set_xticks([])
         axes.set_yticks([])
-    _style(axes, panel.title, "environment steps", panel.quantity)
+    _style(axes, panel.title, panel.steps, panel.quantity)
     axes.xaxis.set_major_formatter(lambda value, _: _thousands(value))
     axes.margins(x=0.02)
     if len(panel.lines) > 8:

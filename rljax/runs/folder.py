@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from rljax.checks import RunError, show
-from rljax.runs.checkpoint import write_json
+from rljax.runs.checkpoint import sha256_of, write_json
+from rljax.types import Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "config.json",
@@ -27,6 +28,12 @@ CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "metrics.jsonl",
     "checkpoints",
 )
+TOKENIZER = "tokenizer"
+FROZEN = {
+    "learn": "the text to learn is",
+    "held_out": "the held-out text is",
+    "params": "the parameters to start from are",
+}
 
 
 def plain(value: Any) -> Any:
@@ -45,8 +52,7 @@ def describe(
     values = {field.name: plain(getattr(setup.config, field.name)) for field in fields(setup.config)}
     return {
         "algorithm": setup.algorithm,
-        "env": setup.env_name,
-        "env_arguments": {name: plain(value) for name, value in setup.env_arguments.items()},
+        **(_task(setup.env) if isinstance(setup.env, Task) else _env(setup)),
         "config": values | {name: plain(column) for name, column in swept.items()},
         "swept": list(swept),
         "seeds": seeds,
@@ -61,19 +67,55 @@ def describe(
     }
 
 
+def _env(setup: Any) -> dict[str, Any]:
+    arguments = {name: plain(value) for name, value in setup.env_arguments.items()}
+    return {"env": setup.env_name, "env_arguments": arguments}
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {
+        "task": task.name,
+        "corpus": None if task.corpus is None else task.corpus.recorded(),
+        "vocab_size": task.vocab_size,
+    }
+
+
+def sums(task: Task) -> dict[str, str]:
+    """The sha256 of each of a task's arrays."""
+    return {name: sha256_of(part) for name, part in task.frozen.items()}
+
+
+def keep(run: Path, task: Task) -> None:
+    """Write what a run of a task needs to be talked to: its tokenizer, if it has one."""
+    if task.tokenizer is not None:
+        task.tokenizer.save(run / TOKENIZER)
+
+
+def world(about: dict[str, Any]) -> str:
+    """The environment or the task that a config.json, a summary.json or a sweep.json is about."""
+    return about.get("env") or about["task"]
+
+
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first thing that keeps a run described by `new` from continuing the one described by `old`, or
     None.
     """
-    for name in ("algorithm", "env", "env_arguments", "seeds"):
-        if old.get(name) != new[name]:
-            return f"{name} is {old.get(name)} there and {new[name]} here"
+    for name in ("algorithm", "env", "env_arguments", "task", "vocab_size", "seeds"):
+        if old.get(name) != new.get(name):
+            return f"{name} is {old.get(name)} there and {new.get(name)} here"
     for name, value in new["config"].items():
         if name not in old["config"]:
             return f"{name} is not a field there"
         if old["config"][name] != value:
             return f"{name} is {show(old['config'][name])} there and {show(value)} here"
-    return None
+    return changed(old, new.get("frozen", {}))
+
+
+def changed(old: dict[str, Any], sums: dict[str, str]) -> str | None:
+    """The first of a task's arrays that is not what the run described by `old` had, or None."""
+    there = old.get("frozen", {})
+    names = [name for name in FROZEN if there.get(name) != sums.get(name)]
+    return f"{FROZEN[names[0]]} not the same as there (by sha256)" if names else None
 
 
 def read(run: Path | str) -> dict[str, Any]:

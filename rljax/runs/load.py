@@ -14,7 +14,11 @@ import numpy as np
 
 from rljax import algorithms, checks, envs
 from rljax.runs import checkpoint, engine, folder, presets
+from rljax.text import Corpus
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
+
+# Config fields that decide what is read of a corpus.
+READ = ("length", "batch_size", "dtype", "architecture")
 
 
 class Setup(NamedTuple):
@@ -27,7 +31,7 @@ class Setup(NamedTuple):
     env_arguments: dict[str, Any]
     config: Any
     preset: bool
-    own_env: bool = False  # an Env of the user's, which its name does not bring back
+    own_env: bool = False  # an Env or a Task of the user's, which its name does not bring back
 
 
 class Loaded(NamedTuple):
@@ -42,19 +46,27 @@ class Loaded(NamedTuple):
 
 
 def setup(
-    algorithm: str, env: str | Env | Task, config: Any, steps: float | None, env_arguments: dict[str, Any]
+    algorithm: str,
+    env: str | Env | Task | Corpus,
+    config: Any,
+    steps: float | None,
+    env_arguments: dict[str, Any],
 ) -> Setup:
-    """Resolve names; None, or a dict of fields, stands on the preset for the pair where there is one, else
-    on the defaults.
+    """Resolve names, and read a corpus; None, or a dict of fields, stands on the preset for the pair where
+    there is one, else on the defaults.
 
-    Raises: ValueError with the nearest name, or naming the field that is wrong.
+    Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
     module = algorithms.get(algorithm)
+    if isinstance(env, Task | Corpus) != (algorithm in algorithms.TEXT):
+        needs = "an environment"
+        if algorithm in algorithms.TEXT:
+            needs = "text to learn from, a rljax.text.Corpus or a rljax.types.Task"
+        given = f"{env!r} is a name" if isinstance(env, str) else f"{env.name} is a {type(env).__name__}"
+        raise ValueError(f"{algorithm} needs {needs}; {given}")
     own = not isinstance(env, str)
     if own and env_arguments:
-        raise ValueError(
-            "env_arguments go with the name of an environment, not with an Env that is already made"
-        )
+        raise ValueError("env_arguments go with the name of an environment, not with what is already made")
     try:
         json.dumps(env_arguments, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -63,9 +75,6 @@ def setup(
         ) from error
     world = envs.make(env, **env_arguments) if isinstance(env, str) else env
     name = env if isinstance(env, str) else env.name
-    if isinstance(world, Task) != (algorithm in algorithms.TEXT):
-        needs = "text to learn from, a rljax.types.Task" if algorithm in algorithms.TEXT else "an environment"
-        raise ValueError(f"{algorithm} needs {needs}; {name} is {'a Task' if own else 'an environment'}")
     preset = False
     if config is None or isinstance(config, Mapping):
         config, preset = presets.config_for(algorithm, name, config or {})
@@ -77,7 +86,26 @@ def setup(
     if steps is not None:
         config = config.replace(total_steps=steps)
     checks.number(config, "total_steps", low=0, open_low=True)
+    if isinstance(world, Corpus):
+        world, own = module.read(world, config), False
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
+
+
+def kind(setup: Setup) -> str:
+    """What config.json, summary.json and sweep.json call the world of this set-up."""
+    return "task" if isinstance(setup.env, Task) else "env"
+
+
+def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
+    """The set-up with other values of static fields; a corpus is read again where they decide what is read.
+
+    Raises: as `setup`.
+    """
+    config, env = setup.config.replace(**static), setup.env
+    same = all(getattr(config, name, None) == getattr(setup.config, name, None) for name in READ)
+    if isinstance(env, Task) and env.corpus is not None and not same:
+        env = setup.module.read(env.corpus, config)
+    return setup._replace(config=config, env=env)
 
 
 def check_seed(seed: int, seeds: int) -> int:
@@ -114,7 +142,8 @@ def description(
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
     """A run's config.json, its set-up, and what differs between its members (field -> list).
 
-    Raises: ValueError where the run was made with an Env or Network of the user's own that is not given.
+    Raises: ValueError where the run was made with an Env or Network of the user's own that is not given, or
+    where the text of a task or the parameters that it starts from are no longer the same; FileNotFoundError.
     """
     told = folder.read(run)
     for name, given in (("env", env), ("network", network)):
@@ -130,10 +159,17 @@ def description(
         )
     swept = {name: told["config"][name] for name in told["swept"]}
     values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
-    if env is None:
-        env = envs.make(told["env"], **told["env_arguments"])
     config = module.Config(**values | {name: column[0] for name, column in swept.items()})
-    found = Setup(told["algorithm"], module, told["env"], env, told["env_arguments"], config, told["preset"])
+    if env is None and "task" in told:
+        env = module.read(Corpus(**told["corpus"]), config)
+    elif env is None:
+        env = envs.make(told["env"], **told["env_arguments"])
+    if isinstance(env, Task) != ("task" in told):
+        raise ValueError(f"{run} learnt {folder.world(told)}, not {env.name}: pass what it was trained with")
+    if isinstance(env, Task) and (wrong := folder.changed(told, folder.sums(env))):
+        raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
+    arguments = told.get("env_arguments", {})
+    found = Setup(told["algorithm"], module, folder.world(told), env, arguments, config, told["preset"])
     return told, found, swept
 
 

@@ -180,7 +180,7 @@ class WeightsAndBiases(_Closing):
             raise ValueError('wandb needs its package: pip install "rljax[wandb]"') from None
         labels = _labels(description["seeds"])
         ids = {label: uuid.uuid4().hex[:12] for label in labels}
-        name = f"{description['algorithm']}-{description['env']}"
+        name = f"{description['algorithm']}-{description.get('env') or description['task']}"
         if run is not None:
             name, kept = run.name, run / "wandb.json"
             if resume_at is not None and kept.exists():

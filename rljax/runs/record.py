@@ -131,7 +131,7 @@ class Recorder:
             "steps_per_second": round(self.rate(row.iteration, self.seconds), 1),
         } | {name: column.tolist() for name, column in row.metrics.items()}
         if self.due(self.options.evaluate_every):
-            self.current = evaluated = self.evaluate(states)
+            self.current = evaluated = self.evaluate(states)[0]
             content[f"evaluation_{self.headline}"] = evaluated.tolist()
         self.rows.append(content)
         for writer in self.writers:
@@ -150,14 +150,14 @@ class Recorder:
         self.bar.say(f"every seed reached a return of {target:g} after {self.steps(self.iteration):,} steps")
         return True
 
-    def evaluate(self, states: PyTree) -> np.ndarray:
-        """The mean return (S,) of the greedy policy's complete episodes, NaN where there is none; of a Task
-        the mean loss over all tokens of its held-out rows.
+    def evaluate(self, states: PyTree) -> tuple[np.ndarray, int]:
+        """The mean return (S,) of the greedy policy's complete episodes, NaN where there is none, and how
+        many were begun; of a Task the mean loss over all tokens of its held-out rows, and how many they are.
         """
         evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
         returns, lengths, complete = self.program.fetch(evaluated)
         if self.headline == "loss":
-            return returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64)
+            return returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64), returns.shape[1]
         if not complete.all():
             self.bar.say(
                 f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
@@ -166,7 +166,7 @@ class Recorder:
             row[ok].mean(dtype=np.float64) if ok.any() else np.nan
             for row, ok in zip(returns, complete, strict=True)
         ]
-        return np.asarray(means)
+        return np.asarray(means), returns.shape[1]
 
     def save(self, states: PyTree) -> None:
         """A checkpoint of this iteration, if there is a folder and none yet."""
@@ -206,16 +206,16 @@ class Recorder:
 
     def finish(self, states: PyTree, compile_seconds: float) -> Result:
         """The final evaluation, summary.json and curve.png."""
-        per_seed = self.evaluate(states).tolist()
+        means, measured = self.evaluate(states)
         steps = self.steps(self.iteration)
         hosted = self.program.fetch(states)
         summary = {
             "algorithm": self.setup.algorithm,
-            "env": self.setup.env_name,
+            load.kind(self.setup): self.setup.env_name,
             "steps": steps,
             "seeds": len(self.seeds),
             "headline": self.headline,
-            self.headline: statistics.headline(per_seed, self.options.evaluation_episodes),
+            self.headline: statistics.headline(means.tolist(), measured),
             "steps_per_second": round(steps * len(self.seeds) / self.seconds, 1),
             "compile_seconds": round(compile_seconds, 2),
             "device": folder.device(),

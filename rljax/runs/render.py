@@ -68,7 +68,7 @@ def render(
     Raises: ValueError or FileNotFoundError for misuse, RunError where the extra `render` is not installed or
         Gymnax fails to draw; each one line.
     """
-    from rljax.runs import load
+    from rljax.runs import folder, load
 
     if max_steps is not None and (
         isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1
@@ -78,9 +78,10 @@ def render(
     path = Path(run) / "episode.gif" if out is None else Path(out)
     path = path / "episode.gif" if path.is_dir() else path
     _check_suffix(path)
+    if (Path(run) / folder.CONFIG).is_file() and "task" in folder.read(run):
+        raise ValueError(f"{run} learnt text and has no episode to draw: `rljax generate` writes with it")
     loaded = load.load(run, member=member, env=env, network=network)
-    if isinstance(loaded.env, Task):
-        raise ValueError(f"{run} learnt text and has no episode to draw")
+    assert not isinstance(loaded.env, Task), "a run of an environment has one"
     _check_drawable(loaded.env.name, loaded.env.source)
     limit = max_steps or loaded.env.max_steps or _ENDLESS
     policy = loaded.algorithm.policy(loaded.state)

@@ -23,6 +23,7 @@ _QUANTITIES = {  # of a curve, in the order of preference, with the label of its
     "evaluation_return": "return of the greedy policy",
     "episode_return": "return of training episodes",
     "evaluation_loss": "loss of held-out text (nats per token)",
+    "loss": "loss of the text that is learnt (nats per token)",
 }
 
 
@@ -68,11 +69,11 @@ def read_run(run: Path | str) -> RunData:
 def report(runs: Path | str | Sequence[Path | str], out: Path | str | None = None) -> list[Path]:
     """Draw runs and sweeps; returns the PNG files.
 
-    All runs go into one figure, a subplot per environment: IQM over seeds and its 95 % band over environment
-    steps; evaluation returns where every run of the subplot has them, else returns of training episodes,
-    carried forward over rows in which no episode ended. A part of a sweep gives a curve per configuration.
-    Each sweep folder gives a line over its swept field, a heat-map over two, or one per combination of
-    the rest.
+    All runs go into one figure, a subplot per environment or task: IQM over seeds and its 95 % band over
+    environment steps or tokens; evaluations where every run of the subplot has them, else returns of training
+    episodes, carried forward over rows in which no episode ended, or losses. A part of a sweep gives a curve
+    per configuration. Each sweep folder gives a line over its swept field, a heat-map over two, or one per
+    combination of the rest.
 
     Args:
         runs: folders of `train` or `sweep`.
@@ -147,7 +148,7 @@ def _sweep_table(sweep: Path) -> list[dict[str, Any]]:
 
 
 def _entry(run: Path, about: dict[str, Any], swept: dict[str, Any], per_seed: list) -> dict[str, Any]:
-    names = {"run": str(run), "algorithm": about["algorithm"], "env": _world(about), "config": swept}
+    names = {"run": str(run), "algorithm": about["algorithm"], "env": folder.world(about), "config": swept}
     numbers = headline(per_seed, 0)
     return names | {"seeds": len(per_seed)} | {key: numbers[key] for key in ("mean", "iqm", "ci95")}
 
@@ -157,10 +158,6 @@ def _folders(runs: Path | str | Sequence[Path | str]) -> list[Path]:
     if not folders:
         raise ValueError("no runs to report: name folders that `rljax train` or `rljax sweep` wrote")
     return list(dict.fromkeys(folders))
-
-
-def _world(about: dict[str, Any]) -> str:
-    return about.get("env") or about["task"]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -207,7 +204,8 @@ def _carried(values: np.ndarray) -> np.ndarray:
 
 def _quantity(runs: Sequence[RunData]) -> str:
     """The metric to draw: the first that all these runs have, else that some have."""
-    names = [*_QUANTITIES, *(run.summary["headline"] for run in runs if run.summary)]
+    known = [name for name in _QUANTITIES if name != "loss" or all("task" in run.config for run in runs)]
+    names = [*known, *(run.summary["headline"] for run in runs if run.summary)]
     for enough in (all, any):
         for name in names:
             if enough(np.isfinite(run.rows.get(name, np.nan)).any() for run in runs):
@@ -217,15 +215,17 @@ def _quantity(runs: Sequence[RunData]) -> str:
 
 def _panels(runs: Sequence[RunData]) -> list[drawing.Panel]:
     panels = []
-    for world in dict.fromkeys(_world(run.config) for run in runs):
-        here = [run for run in runs if _world(run.config) == world]
+    for world in dict.fromkeys(folder.world(run.config) for run in runs):
+        here = [run for run in runs if folder.world(run.config) == world]
         quantity = _quantity(here)
         parts = [(run, *group) for run in here for group in run.groups]
         labels = _labels([(run, swept) for run, swept, _ in parts])
         lines = [
             _line(run, members, quantity, name) for (run, _, members), name in zip(parts, labels, strict=True)
         ]
-        panels.append(drawing.Panel(world, _QUANTITIES.get(quantity, quantity.replace("_", " ")), lines))
+        label = _QUANTITIES.get(quantity, quantity.replace("_", " "))
+        steps = "tokens" if all("task" in run.config for run in here) else "environment steps"
+        panels.append(drawing.Panel(world, label, lines, steps))
     return panels
 
 
@@ -264,7 +264,7 @@ def _labels(lines: Sequence[tuple[RunData, dict[str, Any]]]) -> list[str]:
 
 def _read_sweep(sweep: Path) -> dict[str, Any]:
     content = _json(sweep / SWEEP)
-    for name in ("algorithm", "env", "grid", "members"):
+    for name in ("algorithm", "task" if "task" in content else "env", "grid", "members"):
         if name not in content:
             raise ValueError(f"{sweep / SWEEP} has no {name!r}: it was not written by `rljax sweep`")
     return content
@@ -292,7 +292,7 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
         found = [member[quantity] for member in content["members"] if _matches(member, swept)]
         return np.array(found, np.float64)
 
-    title = f"{content['algorithm']} on {_world(content)}"
+    title = f"{content['algorithm']} on {folder.world(content)}"
     if isinstance(content.get("seeds"), int):
         title += f", {_count(content['seeds'], 'seed')} each"
     if len(grid) == 1:

@@ -19,6 +19,7 @@ import numpy as np
 from rljax import checks
 from rljax.runs import engine, folder, load, record
 from rljax.runs.train import train_members
+from rljax.text import Corpus
 from rljax.types import Env, LanguageModel, Network, Task
 
 LENGTH = "total_steps"  # a number, but members of one program all run equally long
@@ -41,7 +42,7 @@ class SweepResult(NamedTuple):
 
 def sweep(
     algorithm: str,
-    env: str | Env | Task,
+    env: str | Env | Task | Corpus,
     grid: Mapping[str, Iterable[Any]],
     config: Any = None,
     *,
@@ -91,7 +92,7 @@ def sweep(
     results, rows = [], []
     for index, (part, cache) in enumerate(pieces):
         name = f"part-{index:03d}"
-        here = setup._replace(config=setup.config.replace(**part.static))
+        here = load.with_fields(setup, part.static)
         try:
             result = train_members(
                 here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache
@@ -114,7 +115,7 @@ def sweep(
         speeds = [result.summary["steps_per_second"] for result in results]
         content = {
             "algorithm": setup.algorithm,
-            "env": setup.env_name,
+            load.kind(setup): setup.env_name,
             "grid": {field: folder.plain(values) for field, values in grid.items()},
             "seeds": seeds,
             "headline": results[0].summary["headline"],
@@ -160,9 +161,10 @@ def plan(
             Part(fixed, {f: list(c) for f, c in zip(leaves, columns, strict=False)}, list(columns[-1]))
         )
     for part in parts:
+        here = load.with_fields(setup, part.static)
         for index in range(0, len(part.seeds), seeds):
-            own = part.static | {field: column[index] for field, column in part.swept.items()}
-            setup.module.make(setup.env, setup.config.replace(**own), network)
+            own = {field: column[index] for field, column in part.swept.items()}
+            setup.module.make(here.env, here.config.replace(**own), network)
     return parts
 
 
@@ -176,13 +178,13 @@ def _split(
     """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how
     many were compiled.
     """
-    config = setup.config.replace(**part.static)
+    here = load.with_fields(setup, part.static)
     size = number = len(part.seeds)
     compiled = 1
     while size > 1:
         piece = _cut(part, 0, size)
         program = engine.build(
-            setup.module.make, setup.env, config, piece.swept, piece.seeds, network, cache=cache
+            setup.module.make, here.env, here.config, piece.swept, piece.seeds, network, cache=cache
         )
         needed = program.memory_bytes()
         if needed <= limit:

@@ -9,12 +9,13 @@ from typing import Any
 from rljax.runs import checkpoint, engine, folder, load, log, loop
 from rljax.runs.engine import Program
 from rljax.runs.record import Options, Recorder, Result, options_from
+from rljax.text import Corpus
 from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
 
 def train(
     algorithm: str,
-    env: str | Env | Task,
+    env: str | Env | Task | Corpus,
     config: Any = None,
     *,
     seeds: int = 1,
@@ -32,7 +33,7 @@ def train(
 
     Args:
         algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
-        env: a name for `envs.make`, or an Env of one's own; for "pretrain" and "sft" a Task.
+        env: a name for `envs.make`, or an Env of one's own; for "pretrain" and "sft" a Corpus or a Task.
         config: the algorithm's Config; None, or a dict of some fields, stands on the preset for this pair,
             else on the defaults.
         steps: replaces config.total_steps.
@@ -88,8 +89,12 @@ def train_members(
             f"{env.name} lives on the host and its state cannot be saved: "
             "leave out resume and checkpoint_every"
         )
+    if options.target_return is not None and isinstance(env, Task):
+        raise ValueError(f"target_return is of environments: {env.name} is text, and has a loss")
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total, network is not None)
+    if run is not None and isinstance(env, Task):
+        description["frozen"] = folder.sums(env)
     title = f"{setup.algorithm} on {setup.env_name}"
     steps = config.initial_steps + total * per_iteration
     with folder.writing(run), log.Progress(steps, title, options.progress) as bar:
@@ -109,6 +114,8 @@ def train_members(
                 f"compiled in {compiled:.1f} s"
             )
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
+                if isinstance(env, Task):
+                    folder.keep(run, env)
                 folder.write(run, folder.CONFIG, description)
             with loop.interruptible() as stop:
                 every = [

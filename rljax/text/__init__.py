@@ -2,6 +2,7 @@
 
 from rljax.text import data
 from rljax.text.buckets import decode_many
+from rljax.text.corpus import Corpus
 from rljax.text.decoding import Sampling
 from rljax.text.generate import Completion, generate, stream
 from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
@@ -11,6 +12,7 @@ from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_voc
 __all__ = [
     "Chat",
     "Completion",
+    "Corpus",
     "Pretrained",
     "Sampling",
     "Tokenizer",

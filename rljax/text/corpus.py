@@ -1,0 +1,212 @@
+"""Where the text of a run comes from: files, a tokenizer, a model to start from; and how they become arrays.
+
+    corpus = text.Corpus("shakespeare.txt")                                  its characters are the vocabulary
+    corpus = text.Corpus("dialogues.jsonl", model="Qwen/Qwen2.5-0.5B")       in that model's tokens
+    rljax.train("pretrain", corpus, {"length": 128})
+
+A corpus is plain data, so config.json holds it and a run reads its text again. What is held out is never
+learnt: files of their own, or the end of each plain text and the last of all other records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import checks
+from rljax.models import huggingface as checkpoints
+from rljax.text.data.examples import Example, Loss
+from rljax.text.data.pack import Long, Packed, Packing, pack
+from rljax.text.data.pairs import Pairs, load_pairs
+from rljax.text.data.read import PLAIN_TEXT, Documents, collect, parse, read, sources, walk
+from rljax.text.load import load_tokenizer
+from rljax.text.tokenizer import Tokenizer, character_tokenizer, check_vocabulary
+from rljax.types import LanguageModel, PyTree, Task
+
+Files = str | Path | Sequence[str | Path]
+KEYS = ("text", "prompt", "completion")  # of a record, that hold text
+CHOICES = {
+    "documents": ("file", "line", "paragraph"),
+    "loss": ("completion", "all"),
+    "packing": ("first_fit", "sequential"),
+    "long": ("split", "drop"),
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where a task's text comes from. Raises: ValueError naming a field that is wrong."""
+
+    data: Files  # what is learnt: plain text (.txt) or JSON lines (.jsonl), one file or several
+    held_out: Files = ()  # files to measure the loss on; none: the end of `data`
+    held_out_fraction: float = 0.1  # of a plain text's characters, or of the records, without such files
+    tokenizer: str | Path = ""  # a folder or a repository; none: the model's, else the characters of the data
+    model: str | Path = ""  # a folder (of Hugging Face or llama2.c) or a repository whose parameters to adapt
+    documents: Documents = "file"  # what a document of plain text is
+    loss: Loss = "completion"  # of sft: what is learnt of a record that has a completion or messages
+    packing: Packing = "first_fit"  # of sft: how documents share rows
+    long: Long = "split"  # of sft: what becomes of a document that is longer than a row
+
+    def __post_init__(self) -> None:
+        for name in ("data", "held_out"):
+            object.__setattr__(self, name, files(getattr(self, name)))
+        for name in ("tokenizer", "model"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        if not self.data:
+            raise ValueError("a corpus without data: name a file of text")
+        for name, known in CHOICES.items():
+            checks.choice(self, name, known)
+        checks.number(self, "held_out_fraction", low=0, high=1, open_low=True)
+
+    @property
+    def name(self) -> str:
+        """Of the first file, and how many more there are."""
+        first, *rest = files(self.data)
+        return Path(first).stem + (f"+{len(rest)}" if rest else "")
+
+    def recorded(self) -> dict[str, Any]:
+        """Every field as JSON, with files and folders found from anywhere: Corpus(**recorded) is the same."""
+        where = lambda text: str(Path(text).expanduser().absolute())
+        paths = {name: list(map(where, files(getattr(self, name)))) for name in ("data", "held_out")}
+        named = {name: str(getattr(self, name)) for name in ("tokenizer", "model")}
+        local = lambda text: bool(text) and Path(text).expanduser().exists()
+        found = {name: where(text) if local(text) else text for name, text in named.items()}
+        return asdict(self) | paths | found
+
+
+class Base(NamedTuple):
+    """What a corpus is read for: the tokenizer, and where it names a model, that model."""
+
+    tokenizer: Tokenizer
+    model: LanguageModel | None = None
+    params: PyTree = None
+    generation: checkpoints.Generation | None = None
+
+
+def files(given: Files) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+
+
+def base(corpus: Corpus, config: Any) -> Base:
+    """The tokenizer of a corpus, and its model with activations in `config.dtype`, parameters in float32.
+
+    Raises: FileNotFoundError; ValueError, also where the tokenizer has more ids than the model, and naming
+    `length` of an algorithm's Config that is more than the model has positions.
+    """
+    if not corpus.model:
+        if corpus.tokenizer:
+            return Base(load_tokenizer(corpus.tokenizer))
+        found = characters(files(corpus.data) + files(corpus.held_out))
+        if not found:
+            where = ", ".join(files(corpus.data))
+            raise ValueError(f"{where}: no text, prompt or completion: name a tokenizer, or a model with one")
+        return Base(character_tokenizer(found))
+    checks.choice(config, "dtype", ("float32", "bfloat16"))
+    tokenizer = load_tokenizer(corpus.tokenizer or corpus.model)
+    loaded = checkpoints.load(corpus.model, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32)
+    check_vocabulary(tokenizer, loaded.model.config.vocab_size)
+    positions = getattr(loaded.model.config, "max_positions", None)
+    if positions is not None and config.length > positions:
+        checks.complain(config, "length", f"must be at most {positions}, the positions of {corpus.model}")
+    return Base(tokenizer, loaded.model, loaded.params, loaded.generation)
+
+
+def task(corpus: Corpus, base: Base, learn: PyTree, held_out: PyTree) -> Task:
+    """The task of what was read from a corpus."""
+    size = base.tokenizer.vocab_size if base.model is None else base.model.config.vocab_size
+    return Task(
+        corpus.name,
+        size,
+        learn,
+        held_out,
+        base.params,
+        tokenizer=base.tokenizer,
+        model=base.model,
+        generation=base.generation,
+        corpus=corpus,
+    )
+
+
+def characters(paths: Sequence[str]) -> set[str]:
+    """The distinct characters of files; what cannot be read is told when it is read to be learnt."""
+    found: set[str] = set()
+    for text in _texts(paths):
+        found.update(text)
+    return found
+
+
+def _texts(paths: Sequence[str]) -> Iterator[str]:
+    for source in sources(list(paths)):
+        for entry in walk(source, "file"):
+            try:
+                record = parse(entry)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield from (record[key] for key in KEYS if isinstance(record.get(key), str))
+
+
+def documents(corpus: Corpus, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
+    """What is learnt and what is held out, as documents.
+
+    Raises: FileNotFoundError; ValueError, also where nothing is left to learn or to hold out.
+    """
+    load = partial(read, tokenizer=tokenizer, loss=corpus.loss, documents=corpus.documents)
+    if corpus.held_out:
+        return load(list(files(corpus.data)))[0], load(list(files(corpus.held_out)))[0]
+    whole = lambda path: corpus.documents == "file" and Path(path).suffix in PLAIN_TEXT
+    texts = [path for path in files(corpus.data) if whole(path)]
+    records = [path for path in files(corpus.data) if not whole(path)]
+    learn: list[Example] = []
+    held_out: list[Example] = []
+    for path in texts:
+        ((text,), _) = collect(path, lambda record: record["text"], "file", strict=True)
+        size = round(len(text) * corpus.held_out_fraction)
+        if not 0 < size < len(text):
+            raise ValueError(f"{path}: {len(text)} characters: {_nothing_left(corpus)}")
+        for part, piece in ((learn, text[:-size]), (held_out, text[-size:])):
+            part += load([{"text": piece}], strict=True)[0]
+    if records:
+        found = load(records)[0]
+        size = _held_out(len(found), corpus, needed=not texts)
+        learn, held_out = learn + found[: len(found) - size], held_out + found[len(found) - size :]
+    return learn, held_out
+
+
+def packed(corpus: Corpus, tokenizer: Tokenizer, length: int) -> tuple[Packed, Packed]:
+    """What is learnt and what is held out, in rows of `length` tokens on the device.
+
+    Raises: as `documents`.
+    """
+    as_rows = partial(pack, length=length, pad_id=tokenizer.pad_id, packing=corpus.packing, long=corpus.long)
+    learn, held_out = (as_rows(part)[0] for part in documents(corpus, tokenizer))
+    return jax.tree.map(jnp.asarray, learn), jax.tree.map(jnp.asarray, held_out)
+
+
+def pairs(corpus: Corpus, tokenizer: Tokenizer, length: int) -> tuple[Pairs, Pairs]:
+    """Prompts and completions of an encoder-decoder, up to `length` tokens each. Raises: as `documents`."""
+    load = lambda paths: load_pairs(list(files(paths)), tokenizer, length, length, side="right").rows
+    rows = load(corpus.data)
+    if corpus.held_out:
+        return rows, load(corpus.held_out)
+    number = rows.prompt.shape[0]
+    first = number - _held_out(number, corpus, needed=True)
+    return jax.tree.map(lambda x: x[:first], rows), jax.tree.map(lambda x: x[first:], rows)
+
+
+def _held_out(number: int, corpus: Corpus, needed: bool) -> int:
+    """How many of so many records, at least one of several."""
+    if number < 2 and needed:
+        raise ValueError(f"{', '.join(files(corpus.data))}: {number} record: {_nothing_left(corpus)}")
+    return min(number - 1, max(1, round(number * corpus.held_out_fraction)))
+
+
+def _nothing_left(corpus: Corpus) -> str:
+    fraction = f"held_out_fraction = {corpus.held_out_fraction:g}"
+    return f"nothing is left to learn or to hold out ({fraction}): give more, or name files with held_out"
