@@ -104,6 +104,15 @@ class Network(NamedTuple):
     apply: Callable[..., Any]  # (params, observation) -> outputs, for any leading batch shape
 
 
+class Dropout(NamedTuple):
+    """Noise of training (Srivastava et al. 2014): each number that enters a residual stream is 0 with
+    probability `rate`, and else divided by 1 − rate.
+    """
+
+    keys: Array  # (B,), one per row, so that its noise is the same whatever rows are computed with it
+    rate: Array | float  # ()
+
+
 class LanguageModel(NamedTuple):
     """A model of text as pure functions of its parameters, decoder-only, encoder-decoder or recurrent.
 
@@ -114,16 +123,16 @@ class LanguageModel(NamedTuple):
 
     config: Any
     init: Callable[[Key], PyTree]  # (key) -> params
-    # (params, tokens (B, T), segments=None, positions=None, adapters=None) -> hidden (B, T, D). Segments (B,
-    # T): 0 is padding, k > 0 the k-th document; attention stays within one, positions restart with it.
+    # (params, tokens (B, T), segments=None, positions=None, adapters=None, dropout=None) -> hidden (B, T, D).
+    # Segments (B, T): 0 is padding, k > 0 the k-th document; attention stays within one, positions restart.
     forward: Callable[..., Array]
     logits: Callable[[PyTree, Array], Array]  # (params, hidden (..., D)) -> (..., V) float32
     # (params, prompt, valid, columns, adapters=None) -> (hidden (B, D) that predicts the first new token,
     # cache with room for `columns` tokens, those of the prompt included)
     prefill: Callable[..., tuple[Array, PyTree]]
     decode: Callable[..., tuple[Array, PyTree]]  # (params, token (B,), cache, adapters=None) -> likewise
-    # (params, prompt, valid, completion (B, T), adapters=None) -> hidden (B, T, D): at t the state that
-    # predicts completion token t
+    # (params, prompt, valid, completion (B, T), adapters=None, dropout=None) -> hidden (B, T, D): at t the
+    # state that predicts completion token t
     completion: Callable[..., Array]
     fork: Callable[[PyTree, int], PyTree]  # (cache, G) -> the cache of G samples of each row, (B · G) rows
 

@@ -15,10 +15,10 @@ from rljax.math import optimization, schedules
 from rljax.math.losses import cross_entropy
 from rljax.models.optimization import accumulate, decay_mask
 from rljax.models.token_losses import per_token, weighted_sum
-from rljax.models.transformer import Layer, TransformerConfig, transformer
-from rljax.types import Array, Key, LanguageModel, Mean, Policy, PyTree
+from rljax.text.data import Pairs
+from rljax.types import Array, Dropout, Key, LanguageModel, Mean, Policy, PyTree
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+TOKENS = 1024  # that are computed at a time on a CPU, whose caches they then fit in
 
 
 class Rows(NamedTuple):
@@ -37,31 +37,13 @@ def check(config: Any) -> None:
     checks.number(config, "weight_decay", low=0)
     checks.number(config, "beta1", "beta2", "warmup_fraction", low=0, high=1)
     checks.count(config, "length", low=2)
-    checks.count(config, "batch_size", "num_micro", "chunk")
+    checks.count(config, "batch_size", "chunk")
+    checks.count(config, "num_micro", low=0)
+    if config.dropout is not None:
+        checks.number(config, "dropout", low=0, high=1)
     checks.choice(config, "schedule", schedules.SCHEDULES)
-    if config.batch_size % config.num_micro:
+    if config.num_micro and config.batch_size % config.num_micro:
         checks.complain(config, "num_micro", f"must divide batch_size = {config.batch_size}")
-
-
-def language_model(vocab_size: int, config: Any) -> LanguageModel:
-    """A Llama of the Config's sizes, for rows of `config.length` tokens.
-
-    Raises: ValueError naming the field that is wrong.
-    """
-    checks.count(config, "hidden_size", "num_layers", "num_heads")
-    checks.choice(config, "dtype", DTYPES)
-    if config.hidden_size % (2 * config.num_heads):
-        checks.complain(config, "num_heads", f"2 x num_heads must divide hidden_size = {config.hidden_size}")
-    shape = TransformerConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=-(-8 * config.hidden_size // 48) * 16,  # as many weights as 2 of 4 x hidden
-        num_heads=config.num_heads,
-        layers=(Layer(),) * config.num_layers,
-        max_positions=config.length,
-        dtype=DTYPES[config.dtype],
-    )
-    return transformer(shape)
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
@@ -73,29 +55,59 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     )
 
 
-def shifted(rows: Rows) -> tuple[Array, Array]:
-    """What the hidden state at each place of the rows predicts, (B, T), and whether it is to be learnt, (B, T)
-    bool. All T places, so that shapes stay round numbers; nothing follows the last one.
+def states(
+    model: LanguageModel, params: PyTree, rows: Rows | Pairs, dropout: Dropout | None = None
+) -> tuple[Array, Array, Array]:
+    """Hidden states (B, T, D), the tokens that they predict (B, T), and which of those are to be learnt,
+    (B, T) bool.
     """
+    if isinstance(rows, Pairs):
+        inputs = rows.prompt, rows.valid, rows.completion
+        return model.completion(params, *inputs, dropout=dropout), rows.completion, rows.mask
+    # all T places, so that shapes stay round numbers: nothing is to be learnt after the last one
     after = lambda x: jnp.pad(x[:, 1:], [(0, 0), (0, 1)])
-    return after(rows.tokens), after(rows.mask)
+    hidden = model.forward(params, rows.tokens, rows.segments, dropout=dropout)
+    return hidden, after(rows.tokens), after(rows.mask)
+
+
+def parts(config: Any) -> int:
+    """In how many microbatches the gradient is computed: num_micro, or where that is 0 all at once on an
+    accelerator, on a CPU about TOKENS tokens at a time.
+    """
+    if config.num_micro or jax.default_backend() != "cpu":
+        return config.num_micro or 1
+    least = -(-config.batch_size * config.length // TOKENS)
+    fitting = (n for n in range(least, config.batch_size) if config.batch_size % n == 0)
+    return next(fitting, config.batch_size)
 
 
 def update(
-    model: LanguageModel, params: PyTree, opt_state: PyTree, rows: Rows, iteration: Array, config: Any
+    model: LanguageModel,
+    params: PyTree,
+    opt_state: PyTree,
+    rows: Rows | Pairs,
+    key: Key,
+    iteration: Array,
+    config: Any,
 ) -> tuple[PyTree, PyTree, Mean, Array]:
-    """One step of AdamW down Σ loss / Σ mask of the whole batch, computed in num_micro parts.
+    """One step of AdamW down Σ loss / Σ mask of the whole batch, computed in `parts`; `key` is dropout's.
 
     Returns: parameters, the optimizer's state, the loss, and the gradient's norm before clipping, ().
     """
 
-    def loss_sum(params: PyTree, part: Rows) -> tuple[Array, Array]:
-        targets, mask = shifted(part)
-        hidden, weights = model.forward(params, part.tokens, part.segments), mask.astype(jnp.float32)
+    def loss_sum(params: PyTree, part: tuple) -> tuple[Array, Array]:
+        rows, numbers = part
+        dropout = None
+        if config.dropout is not None:
+            dropout = Dropout(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers), config.dropout)
+        hidden, targets, mask = states(model, params, rows, dropout)
+        weights = mask.astype(jnp.float32)
         total = weighted_sum(model, cross_entropy, params, hidden, weights, targets, chunk=config.chunk)
         return total, mask.sum(dtype=jnp.int32)
 
-    total, count, gradients = accumulate(loss_sum, params, rows, config.num_micro)
+    total, count, gradients = accumulate(
+        loss_sum, params, (rows, jnp.arange(config.batch_size)), parts(config)
+    )
     updates, opt_state = optimizer(config).update(gradients, opt_state, params)
     share = config.steps_per_iteration / config.total_steps
     warm = schedules.interpolate(0.0, 1.0, (iteration + 1) * share, config.warmup_fraction)
@@ -104,13 +116,11 @@ def update(
     return params, opt_state, Mean(total, count), optax.tree.norm(gradients)
 
 
-def measure(model: LanguageModel, params: PyTree, rows: Rows, config: Any) -> tuple[Array, Array]:
+def measure(model: LanguageModel, params: PyTree, rows: Rows | Pairs, config: Any) -> tuple[Array, Array]:
     """Of each of E rows the sum of its tokens' losses, (E,), and their number, (E,), batch_size at a time."""
 
-    def one(row: Rows) -> tuple[Array, Array]:
-        row = jax.tree.map(lambda x: x[None], row)
-        targets, mask = shifted(row)
-        hidden = model.forward(params, row.tokens, row.segments)
+    def one(row: Rows | Pairs) -> tuple[Array, Array]:
+        hidden, targets, mask = states(model, params, jax.tree.map(lambda x: x[None], row))
         loss = per_token(model, cross_entropy, params, hidden, targets, chunk=config.chunk)
         return jnp.where(mask, loss, 0.0).sum(), mask.sum(dtype=jnp.float32)
 

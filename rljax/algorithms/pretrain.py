@@ -10,7 +10,8 @@ The task is a `Task` whose `learn` and `held_out` are texts (M,) of token ids. W
 the task the model is a Llama of this Config's sizes; `frozen["params"]`, where there is one, are parameters
 to go on from.
 
-Differs from the literature: no dropout; the loss is a mean over all tokens of the batch, whatever num_micro.
+Differs from the literature: dropout is of what enters the residual stream, not of attention's weights; the
+loss is a mean over all tokens of the batch, whatever num_micro.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from flax import struct
 
 from rljax import checks
 from rljax.algorithms import likelihood
-from rljax.algorithms.likelihood import Rows, language_model
+from rljax.algorithms.likelihood import Rows
+from rljax.models.language_models import language_model
 from rljax.text import Corpus
 from rljax.text import corpus as corpora
 from rljax.text.data import Example
@@ -43,10 +45,15 @@ class Config:
     beta2: float = 0.95
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0  # global norm to which gradients are clipped
+    dropout: float | None = None  # share of what enters the residual stream that is 0; None: no such noise
     batch_size: int = struct.field(pytree_node=False, default=32)  # rows of an update
     length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
-    num_micro: int = struct.field(pytree_node=False, default=1)  # parts in which the gradient is computed
+    num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
     chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
+    # of a model of this Config's sizes, without another one
+    architecture: Literal["llama", "gru", "lstm"] = struct.field(
+        pytree_node=False, default="llama"
+    )  # without a model
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)
@@ -94,10 +101,11 @@ def make(
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         last = frozen["learn"].size - config.length
-        starts = jax.random.randint(key, (config.batch_size,), 0, last + 1)
+        rows_key, dropout_key = jax.random.split(key)
+        starts = jax.random.randint(rows_key, (config.batch_size,), 0, last + 1)
         rows = cut(frozen["learn"], starts, config.length)
         params, opt_state, loss, norm = likelihood.update(
-            model, state.params, state.opt_state, rows, state.iteration, config
+            model, state.params, state.opt_state, rows, dropout_key, state.iteration, config
         )
         return State(params, opt_state, state.iteration + 1), Metrics(loss, Mean.of(norm))
 

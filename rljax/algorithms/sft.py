@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: maximum likelihood of the completions in packed rows of dialogues or pairs.
+"""Supervised fine-tuning: maximum likelihood of the completions of dialogues or pairs.
 
     L = −Σ m_{b, t} log p(x_{b, t} | x_{b, <t}) / Σ m_{b, t}
 
@@ -7,12 +7,15 @@ p attends within a document only. One step is one update from batch_size rows; e
 rows in a new order, which is a pure function of a key in State and the iteration: a resumed run goes on
 exactly where it stopped.
 
-The task is a `Task` whose `learn` and `held_out` are rows packed by `rljax.text.data`. `frozen["params"]` are
-the parameters to start from; with an `adaptation` they stay frozen and State holds adapters only, so that
-many seeds or learning rates share one base. What it trains of a model, see `rljax.models.adapters`:
+The task is a `Task` whose `learn` and `held_out` are rows packed by `rljax.text.data`, or its Pairs of
+prompts and completions, which encoder-decoders need; `length` is that of a row, of a pair that of both.
+`frozen["params"]` are the parameters to start from. Adapters leave them frozen and are all that State holds,
+so that many seeds or learning rates share one base. What it trains of a model, see `rljax.models.adapters`:
 
     "all"    every parameter
     "lora"   low-rank changes of the layers that `patterns` name (Hu et al. 2021, arXiv:2106.09685)
+    "prefix" keys and values of prefix_length positions before every sequence (Li & Liang 2021,
+             arXiv:2101.00190)
     "subset" the leaves that `patterns` name, such as ("head",)
 
 Differs from common trainers: the loss is a mean over the tokens of the whole batch, not one of means.
@@ -29,17 +32,19 @@ from flax import struct
 
 from rljax import checks
 from rljax.algorithms import likelihood
-from rljax.algorithms.likelihood import Rows, language_model
+from rljax.algorithms.likelihood import Rows
 from rljax.models import adapters
+from rljax.models.language_models import language_model
 from rljax.models.seq2seq import Seq2SeqConfig
 from rljax.text import Corpus, data
 from rljax.text import corpus as corpora
 from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
-ADAPTATIONS: dict[str, Callable[[Any], adapters.Adaptation | None]] = {
-    "all": lambda config: None,
-    "lora": lambda config: adapters.lora(config.patterns, config.rank, config.alpha),
-    "subset": lambda config: adapters.subset(config.patterns),
+ADAPTATIONS: dict[str, Callable[[Any, LanguageModel], adapters.Adaptation | None]] = {
+    "all": lambda config, model: None,
+    "lora": lambda config, model: adapters.lora(config.patterns, config.rank, config.alpha),
+    "prefix": lambda config, model: adapters.prefix(model.config, config.prefix_length),
+    "subset": lambda config, model: adapters.subset(config.patterns),
 }
 
 
@@ -55,14 +60,21 @@ class Config:
     beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0  # global norm to which gradients are clipped
+    dropout: float | None = None  # share of what enters the residual stream that is 0; None: no such noise
     alpha: float = 16.0  # of LoRA: its change is scaled by alpha / rank
     batch_size: int = struct.field(pytree_node=False, default=16)  # rows of an update
     length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
-    num_micro: int = struct.field(pytree_node=False, default=1)  # parts in which the gradient is computed
+    num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
     chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
-    train: Literal["all", "lora", "subset"] = struct.field(pytree_node=False, default="all")  # of a model
+    train: Literal["all", "lora", "prefix", "subset"] = struct.field(
+        pytree_node=False, default="all"
+    )  # of a model
     rank: int = struct.field(pytree_node=False, default=8)  # of LoRA
+    prefix_length: int = struct.field(pytree_node=False, default=8)  # positions
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))  # layers or leaves
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
+        pytree_node=False, default="llama"
+    )  # without a model
     hidden_size: int = struct.field(pytree_node=False, default=128)  # without a network
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)
@@ -100,18 +112,18 @@ def make(
     """
     likelihood.check(config)
     checks.number(config, "alpha", low=0, open_low=True)
-    checks.count(config, "rank")
+    checks.count(config, "rank", "prefix_length")
     checks.choice(config, "train", ADAPTATIONS)
     frozen = task.frozen if frozen is None else frozen
     for name in ("learn", "held_out"):
-        width = frozen[name].tokens.shape[1]
+        width = sum(rows.shape[1] for rows in tokens_of(frozen[name]))
         if config.length != width:
             checks.complain(config, "length", f"must be {width}, as the rows of {name}")
-    number = frozen["learn"].tokens.shape[0]
+    number = tokens_of(frozen["learn"])[0].shape[0]
     if config.batch_size > number:
         checks.complain(config, "batch_size", f"must be at most the {number} rows there are to learn")
     model = network or task.model or language_model(task.vocab_size, config)
-    adaptation = ADAPTATIONS[config.train](config)
+    adaptation = ADAPTATIONS[config.train](config, model)
     if adaptation is not None:
         if "params" not in frozen:
             checks.complain(config, "train", 'needs parameters to adapt, frozen["params"]; or choose "all"')
@@ -124,10 +136,9 @@ def make(
         return State(params, likelihood.optimizer(config).init(params), order, jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        del key
-        rows = Rows(*data.batch(state.order, state.iteration, frozen["learn"], config.batch_size))
+        rows = as_rows(data.batch(state.order, state.iteration, frozen["learn"], config.batch_size))
         params, opt_state, loss, norm = likelihood.update(
-            model, state.params, state.opt_state, rows, state.iteration, config
+            model, state.params, state.opt_state, rows, key, state.iteration, config
         )
         return State(params, opt_state, state.order, state.iteration + 1), Metrics(loss, Mean.of(norm))
 
@@ -136,9 +147,18 @@ def make(
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        return likelihood.measure(model, state.params, Rows(*rows), config)
+        return likelihood.measure(model, state.params, as_rows(rows), config)
 
     return Algorithm(init, step, policy, measure=measure)
+
+
+def tokens_of(rows: data.Packed | data.Pairs) -> tuple[Array, ...]:
+    """What of the rows is tokens: (N, T), or of pairs (N, P) and (N, T)."""
+    return (rows.prompt, rows.completion) if isinstance(rows, data.Pairs) else (rows.tokens,)
+
+
+def as_rows(rows: data.Packed | data.Pairs) -> Rows | data.Pairs:
+    return rows if isinstance(rows, data.Pairs) else Rows(*rows)
 
 
 def read(corpus: Corpus, config: Config) -> Task:
@@ -152,7 +172,10 @@ def read(corpus: Corpus, config: Config) -> Task:
 
 
 def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree, PyTree]:
-    """What is learnt and what is held out: packed rows, of an encoder-decoder pairs."""
-    if base.model is not None and isinstance(base.model.config, Seq2SeqConfig):
-        return corpora.pairs(corpus, base.tokenizer, config.length)
+    """What is learnt and what is held out: packed rows, of an encoder-decoder pairs, half of a row each."""
+    model = base.model or language_model(base.tokenizer.vocab_size, config)
+    if isinstance(model.config, Seq2SeqConfig):
+        if config.length % 2:
+            checks.complain(config, "length", "must be even: half is of prompts, half of completions")
+        return corpora.pairs(corpus, base.tokenizer, config.length // 2)
     return corpora.packed(corpus, base.tokenizer, config.length)

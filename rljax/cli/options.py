@@ -8,7 +8,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
@@ -75,6 +76,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
     """What reads a value of a field of this type, and how help shows it."""
+    if get_origin(annotation) in (Union, UnionType):  # with None, which no option says
+        (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
     if get_origin(annotation) is Literal:
         options = get_args(annotation)
         return one_of(options), "{" + ",".join(options) + "}"

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from rljax import checks
-from rljax.models.transformer.layers import Linear
+from rljax.models.transformer.layers import Linear, dropped
 from rljax.models.transformer.products import product
-from rljax.types import Array, Key, LanguageModel, PyTree
+from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
 Carry = tuple[Array, ...]  # of one layer, each (B, H) float32: (h,) of a GRU, (h, c) of an LSTM
 
@@ -118,7 +118,12 @@ class Stack(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, start: Array, valid: Array, carries: tuple[Carry, ...]
+        self,
+        tokens: Array,
+        start: Array,
+        valid: Array,
+        carries: tuple[Carry, ...],
+        dropout: Dropout | None = None,
     ) -> tuple[Array, tuple[Carry, ...]]:
         config = self.config
         shape = config.vocab_size, config.embedding_size
@@ -127,10 +132,10 @@ class Stack(nn.Module):
             deviation = nn.initializers.normal(config.hidden_size**-0.5)
             self.param("head", deviation, (config.hidden_size, config.vocab_size), config.param_dtype)
         x, after = table[tokens].astype(config.dtype), []
-        for number, carry in enumerate(carries):
-            x, carry = Layer(config, name=f"layer_{number}")(x, start, valid, carry)
+        for number, carry in enumerate(carries):  # noise between layers, never in time (Zaremba et al. 2014)
+            x, carry = Layer(config, name=f"layer_{number}")(dropped(x, dropout, number), start, valid, carry)
             after.append(carry)
-        return x, tuple(after)
+        return dropped(x, dropout, len(carries)), tuple(after)
 
 
 def recurrent(config: RecurrentConfig) -> LanguageModel:
@@ -148,7 +153,7 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
     module = Stack(config)
 
     def run(
-        params: PyTree, adapters: PyTree, *inputs: Array | tuple[Carry, ...]
+        params: PyTree, adapters: PyTree, *inputs: Array | tuple[Carry, ...] | Dropout | None
     ) -> tuple[Array, tuple[Carry, ...]]:
         variables = {"params": params} if adapters is None else {"params": params, "adapters": adapters}
         output: Any = module.apply(variables, *inputs)
@@ -163,13 +168,17 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
         return module.init(key, jnp.zeros((1, 1), jnp.int32), true, true, zeros(1))["params"]
 
     def whole(
-        params: PyTree, tokens: Array, segments: Array | None, adapters: PyTree
+        params: PyTree,
+        tokens: Array,
+        segments: Array | None,
+        adapters: PyTree,
+        dropout: Dropout | None = None,
     ) -> tuple[Array, tuple[Carry, ...]]:
         if segments is None:
             segments = jnp.ones_like(tokens)
         before = jnp.pad(segments[:, :-1], [(0, 0), (1, 0)])
         start = segments != before
-        return run(params, adapters, tokens, start, segments > 0, zeros(tokens.shape[0]))
+        return run(params, adapters, tokens, start, segments > 0, zeros(tokens.shape[0]), dropout)
 
     def forward(
         params: PyTree,
@@ -177,9 +186,10 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
         segments: Array | None = None,
         positions: Array | None = None,
         adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         del positions
-        return whole(params, tokens, segments, adapters)[0]
+        return whole(params, tokens, segments, adapters, dropout)[0]
 
     def logits(params: PyTree, hidden: Array) -> Array:
         hidden = hidden.astype(config.dtype)
@@ -203,12 +213,18 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
         return hidden[:, 0], carries
 
     def completion(
-        params: PyTree, prompt: Array, valid: Array, completion: Array, adapters: PyTree = None
+        params: PyTree,
+        prompt: Array,
+        valid: Array,
+        completion: Array,
+        adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         tokens = jnp.concatenate([prompt, completion], axis=1)
         segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
         start = prompt.shape[1] - 1
-        return forward(params, tokens, segments, adapters=adapters)[:, start : start + completion.shape[1]]
+        hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
+        return hidden[:, start : start + completion.shape[1]]
 
     def fork(cache: tuple[Carry, ...], group: int) -> tuple[Carry, ...]:
         return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), cache)

@@ -11,7 +11,7 @@ import pytest
 
 import rljax
 from rljax import pretrain, sft
-from rljax.algorithms import likelihood
+from rljax.models.language_models import language_model
 from rljax.runs import checkpoint, engine
 from rljax.text import data
 from rljax.types import Task
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_mask() -> None:
     state = algorithm.init(jax.random.key(0))
     batch = data.batch(state.order, 0, task.learn, config.batch_size)
     _, metrics = jax.jit(algorithm.step)(jax.random.key(1), state)
-    total, count = by_hand(likelihood.language_model(VOCABULARY, config), state.params, batch)
+    total, count = by_hand(language_model(VOCABULARY, config), state.params, batch)
     assert int(metrics.loss.count) == count == int(batch.mask.sum())
     np.testing.assert_allclose(float(metrics.loss.total), total, rtol=1e-5)
 
@@ -79,7 +79,7 @@ def test_held_out_text_is_measured_row_by_row() -> None:
     assert totals.shape == (50 // LENGTH,)  # only whole rows
     np.testing.assert_array_equal(counts, LENGTH - 1)
     rows = pretrain.cut(task.held_out, jnp.arange(50 // LENGTH) * LENGTH, LENGTH)
-    expected = by_hand(likelihood.language_model(VOCABULARY, config), state.params, rows)
+    expected = by_hand(language_model(VOCABULARY, config), state.params, rows)
     np.testing.assert_allclose(totals.sum(), expected[0], rtol=1e-5)
     assert algorithm.measure(state, 2)[0].shape == (2,)
 
@@ -182,7 +182,7 @@ def test_the_text_is_an_argument_of_the_program() -> None:
 
 
 def test_adapters_leave_the_base_as_it_is() -> None:
-    model = likelihood.language_model(VOCABULARY, tuning())
+    model = language_model(VOCABULARY, tuning())
     base = model.init(jax.random.key(9))
     config = tuning(train="lora", rank=2, patterns=("attention/query", "attention/value"))
     algorithm = sft.make(rows_task(base), config, model)
@@ -201,7 +201,7 @@ def test_adapters_leave_the_base_as_it_is() -> None:
 
 
 def test_head_alone_is_trained() -> None:
-    model = likelihood.language_model(VOCABULARY, tuning())
+    model = language_model(VOCABULARY, tuning())
     base = model.init(jax.random.key(9))
     algorithm = sft.make(rows_task(base), tuning(train="subset", patterns=("embedding",)), model)
     assert list(checkpoint.leaves(algorithm.init(jax.random.key(0)).params)) == ["embedding"]

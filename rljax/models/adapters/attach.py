@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from rljax.models.adapters import low_rank, prefixes
 from rljax.models.adapters.subsets import flatten, join, split, trainable
-from rljax.types import Array, Key, LanguageModel, PyTree
+from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
 
 class Adaptation(NamedTuple):
@@ -107,9 +107,10 @@ def attach(model: LanguageModel, base: PyTree, adaptation: Adaptation) -> Langua
         segments: Array | None = None,
         positions: Array | None = None,
         adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         full, adapters = resolve(params, adapters)
-        return model.forward(full, tokens, segments, positions, adapters)
+        return model.forward(full, tokens, segments, positions, adapters, dropout)
 
     def logits(params: PyTree, hidden: Array) -> Array:
         return model.logits(resolve(params)[0], hidden)
@@ -125,10 +126,15 @@ def attach(model: LanguageModel, base: PyTree, adaptation: Adaptation) -> Langua
         return model.decode(full, token, cache, adapters)
 
     def completion(
-        params: PyTree, prompt: Array, valid: Array, completion: Array, adapters: PyTree = None
+        params: PyTree,
+        prompt: Array,
+        valid: Array,
+        completion: Array,
+        adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         full, adapters = resolve(params, adapters)
-        return model.completion(full, prompt, valid, completion, adapters)
+        return model.completion(full, prompt, valid, completion, adapters, dropout)
 
     return model._replace(
         init=lambda key: adaptation.init(key, base),

@@ -19,9 +19,9 @@ import numpy as np
 
 from rljax.models.seq2seq.config import Seq2SeqConfig
 from rljax.models.transformer.attention import attend
-from rljax.models.transformer.layers import ACTIVATIONS, Linear, Norm
+from rljax.models.transformer.layers import ACTIVATIONS, Linear, Norm, dropped
 from rljax.models.transformer.model import POLICIES
-from rljax.types import Array, PyTree
+from rljax.types import Array, Dropout, PyTree
 
 
 def linear(config: Any, features: int, name: str, scale: float) -> Linear:
@@ -132,24 +132,27 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
+        number: int | Array,  # of the layer
         cache: tuple | None,
         bias: Array,
         allowed: Array,
         source: Array | None,
         valid: Array | None,
         index: Array | None,
+        dropout: Dropout | None,
     ) -> tuple[Array, PyTree]:
         config = self.config
+        drop = lambda y, place: dropped(y, dropout, place + 3 * number)
         own, across = (None, None) if cache is None else cache
         y = norm(config, "attention_norm")(x)
         mixed, own = Attention(config, self.causal, name="attention")(y, y, bias, allowed, own, index)
-        x = x + mixed
+        x = x + drop(mixed, 1)
         if valid is not None:
             y, seen = norm(config, "cross_norm")(x), valid[:, None, :]
             attention = Attention(config, False, name="cross_attention")
             mixed, across = attention(y, source, None, seen, across, None)
-            x = x + mixed
-        x = x + FeedForward(config, name="mlp")(norm(config, "mlp_norm")(x))
+            x = x + drop(mixed, 2)
+        x = x + drop(FeedForward(config, name="mlp")(norm(config, "mlp_norm")(x)), 3)
         return x, None if cache is None else (own, across)
 
 
@@ -181,28 +184,30 @@ class Stack(nn.Module):
         valid: Array | None,
         caches: PyTree,
         index: Array | None,
+        dropout: Dropout | None,
     ) -> tuple[Array, PyTree]:
         config = self.config
+        x = dropped(x, dropout, 0)
         start = nn.initializers.normal(config.hidden_size**-0.5)
         shape = config.buckets, config.num_heads
         weights = self.param("relative_bias", start, shape, config.param_dtype)
         bias = relative_bias(config, self.kind, weights, distance)
         block, causal = rematerialized(config), self.kind == "decoder"
-        shared = bias, allowed, source, valid, index
+        shared = bias, allowed, source, valid, index, dropout
         if config.loop == "scanned":
             loop = nn.scan(
                 block,
                 variable_axes={"params": 0, "adapters": 0},
                 split_rngs={"params": True},
-                in_axes=(0, *(nn.broadcast,) * len(shared)),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, 0, *(nn.broadcast,) * len(shared)),  # pyright: ignore[reportArgumentType]
                 length=self.num_layers,
             )
-            x, caches = loop(config, causal, name="layers")(x, caches, *shared)
+            x, caches = loop(config, causal, name="layers")(x, jnp.arange(self.num_layers), caches, *shared)
         else:
             written = []
             for number in range(self.num_layers):
                 cache = None if caches is None else caches[number]
-                x, cache = block(config, causal, name=f"layer_{number}")(x, cache, *shared)
+                x, cache = block(config, causal, name=f"layer_{number}")(x, number, cache, *shared)
                 written.append(cache)
             caches = tuple(written)
         return norm(config, "final_norm")(x), caches

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from rljax.models.seq2seq.config import Seq2SeqConfig, check
 from rljax.models.seq2seq.layers import Stack
-from rljax.models.transformer.products import product
 from rljax.models.transformer.model import logical_axes as transformer_axes
-from rljax.types import Array, Key, LanguageModel, PyTree
+from rljax.models.transformer.products import product
+from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
 
 class Cache(NamedTuple):
@@ -41,12 +41,12 @@ class EncoderDecoder(nn.Module):
             start = nn.initializers.normal(config.hidden_size**-0.5)
             self.head = self.param("head", start, shape[::-1], config.param_dtype)
 
-    def encode(self, tokens: Array, valid: Array) -> Array:
+    def encode(self, tokens: Array, valid: Array, dropout: Dropout | None = None) -> Array:
         """Tokens (B, P) to hidden states (B, P, D)."""
         columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         distance = columns[None, :] - columns[:, None]
         x = self.embedding[tokens].astype(self.config.dtype)
-        return self.encoder(x, distance, valid[:, None, :], None, None, None, None)[0]
+        return self.encoder(x, distance, valid[:, None, :], None, None, None, None, dropout)[0]
 
     def decode(
         self,
@@ -56,10 +56,11 @@ class EncoderDecoder(nn.Module):
         valid: Array,
         caches: PyTree,
         index: Array | None,
+        dropout: Dropout | None = None,
     ) -> tuple[Array, PyTree]:
         """Tokens (B, T), at distance (T, S) from what they may attend to, to hidden states (B, T, D)."""
         x = self.embedding[tokens].astype(self.config.dtype)
-        return self.decoder(x, distance, (distance <= 0)[None], source, valid, caches, index)
+        return self.decoder(x, distance, (distance <= 0)[None], source, valid, caches, index, dropout)
 
     def __call__(self, tokens: Array, valid: Array) -> Array:
         """Only to make the parameters."""
@@ -73,13 +74,19 @@ def run(config: Seq2SeqConfig, method: Callable, params: PyTree, adapters: PyTre
 
 
 def encoder(config: Seq2SeqConfig) -> Callable[..., Array]:
-    """encode(params, tokens (B, P), valid (B, P), adapters=None) -> hidden (B, P, D), for heads on the
-    encoder; where `valid` is false they mean nothing.
+    """encode(params, tokens (B, P), valid (B, P), adapters=None, dropout=None) -> hidden (B, P, D), for heads
+    on the encoder; where `valid` is false they mean nothing.
     """
     check(config)
 
-    def encode(params: PyTree, tokens: Array, valid: Array, adapters: PyTree = None) -> Array:
-        return run(config, EncoderDecoder.encode, params, adapters, tokens, valid)
+    def encode(
+        params: PyTree,
+        tokens: Array,
+        valid: Array,
+        adapters: PyTree = None,
+        dropout: Dropout | None = None,
+    ) -> Array:
+        return run(config, EncoderDecoder.encode, params, adapters, tokens, valid, dropout)
 
     return encode
 
@@ -142,12 +149,18 @@ def seq2seq(config: Seq2SeqConfig) -> LanguageModel:
         return advance(params, token, None, cache.valid, cache.layers, cache.index, adapters)
 
     def completion(
-        params: PyTree, prompt: Array, valid: Array, completion: Array, adapters: PyTree = None
+        params: PyTree,
+        prompt: Array,
+        valid: Array,
+        completion: Array,
+        adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
-        source = encode(params, prompt, valid, adapters)
+        first, second = split(dropout)
+        source = encode(params, prompt, valid, adapters, first)
         tokens = jnp.pad(completion[:, :-1], [(0, 0), (1, 0)], constant_values=config.start_token)
         columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        inputs = tokens, columns[None, :] - columns[:, None], source, valid, None, None
+        inputs = tokens, columns[None, :] - columns[:, None], source, valid, None, None, second
         return run(config, EncoderDecoder.decode, params, adapters, *inputs)[0]
 
     def fork(cache: Cache, group: int) -> Cache:
@@ -156,6 +169,14 @@ def seq2seq(config: Seq2SeqConfig) -> LanguageModel:
         return Cache(layers, jnp.repeat(cache.valid, group, axis=0), cache.index)
 
     return LanguageModel(config, init, forward, logits, prefill, decode, completion, fork)
+
+
+def split(dropout: Dropout | None) -> tuple[Dropout | None, Dropout | None]:
+    """Noise of the encoder and of the decoder."""
+    if dropout is None:
+        return None, None
+    keys = jax.vmap(jax.random.split)(dropout.keys)
+    return Dropout(keys[:, 0], dropout.rate), Dropout(keys[:, 1], dropout.rate)
 
 
 def logical_axes(params: PyTree) -> PyTree:

@@ -49,7 +49,8 @@ def attend(
         dtype: to which the inputs of products are rounded.
         softcap: c tanh(scores / c) takes the place of the scores (Gemma 2), None for none.
         bias: (H, T, S), added to the scores after the cap.
-        causal: that query t sees none of the last T − 1 − t columns, which are ahead of it; a mask says so too.
+        causal: that query t sees none of the last T − 1 − t columns, which are ahead of it; as a mask says
+            too.
         form: "auto" chooses by the backend.
     """
     if form == "auto":
@@ -82,8 +83,8 @@ def whole(
     bias: Array | None,
     causal: bool,
 ) -> Array:
-    """All scores at once. Each group of H / KV queries shares a key: with their times they are the rows of one
-    product.
+    """All scores at once. Each group of H / KV queries shares a key: with their times they are the rows of
+    one product.
     """
     batch, length, heads, size = query.shape
     kv_heads, columns = key.shape[1:3]
@@ -101,7 +102,7 @@ def whole(
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, NEVER)
     scores = scores.reshape(batch, kv_heads, rows.shape[2], -1)
-    # Divided by their sum only after they have been multiplied with the values: D numbers of each query, not S.
+    # Divided by their sum only after the product with the values: D numbers of each query instead of S.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     mixed = (matmul(weights, value, dtype) / weights.sum(axis=-1, keepdims=True)).astype(dtype)
     mixed = mixed.reshape(batch, *grouped, length, size).transpose(0, 3, 1, 2, 4)

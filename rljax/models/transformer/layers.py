@@ -1,10 +1,9 @@
-"""The parts of a transformer: linear layers, norms, rotary embeddings, MLPs, and how a layer is put together."""
+"""The parts of a transformer: linear layers, norms, rotary embeddings, MLPs, and how they are a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 from rljax.models.transformer.attention import attend
 from rljax.models.transformer.config import TransformerConfig
 from rljax.models.transformer.products import product
-from rljax.types import Array
+from rljax.types import Array, Dropout
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -141,6 +140,15 @@ def before(prefix: Array, columns: Array) -> Array:
     return jnp.concatenate([prefix, columns], axis=2)
 
 
+def dropped(x: Array, dropout: Dropout | None, place: int | Array) -> Array:
+    """x (B, ...) with the noise of this place in the model, None for none."""
+    if dropout is None:
+        return x
+    bits = lambda key: jax.random.bits(jax.random.fold_in(key, place), x.shape[1:], jnp.uint16)
+    kept = jax.vmap(bits)(dropout.keys).astype(jnp.float32) >= 65536 * jnp.asarray(dropout.rate, jnp.float32)
+    return jnp.where(kept, x / jnp.asarray(1 - dropout.rate, x.dtype), jnp.zeros_like(x))
+
+
 class FeedForward(nn.Module):
     """down(f(gate x) · up x), or down(f(up x))."""
 
@@ -169,6 +177,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Array,
+        number: int | Array,  # of the layer
         kind: int | Array,  # which of the `angles` (R, B, T, F) is this layer's
         window: int | Array | None,
         cache: KeysValues | None,
@@ -176,6 +185,7 @@ class Block(nn.Module):
         allowed: Array | None,  # (B, T, S); None: all that is not ahead
         distance: Array,
         index: Array | None,
+        dropout: Dropout | None,
     ) -> tuple[Array, KeysValues | None]:
         config = self.config
         angles = angles[0][kind], angles[1][kind]
@@ -186,12 +196,13 @@ class Block(nn.Module):
         attention, feed_forward = Attention(config, name="attention"), FeedForward(config, name="mlp")
         norm = lambda name: Norm(config, name=name)
         mixed, kept = attention(norm("attention_norm")(x), angles, mask, cache, index)
+        first, second = (lambda y, place=2 * number + i: dropped(y, dropout, place) for i in (1, 2))
         if config.block == "parallel":
-            x = x + mixed + feed_forward(norm("mlp_norm")(x))
+            x = x + first(mixed) + second(feed_forward(norm("mlp_norm")(x)))
         elif config.block == "sandwich":
-            x = x + norm("attention_post_norm")(mixed)
-            x = x + norm("mlp_post_norm")(feed_forward(norm("mlp_norm")(x)))
+            x = x + first(norm("attention_post_norm")(mixed))
+            x = x + second(norm("mlp_post_norm")(feed_forward(norm("mlp_norm")(x))))
         else:
-            x = x + mixed
-            x = x + feed_forward(norm("mlp_norm")(x))
+            x = x + first(mixed)
+            x = x + second(feed_forward(norm("mlp_norm")(x)))
         return x, kept if self.keep else None

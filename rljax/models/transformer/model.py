@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax.models.transformer.config import TransformerConfig, check
-from rljax.models.transformer.layers import Block, Norm, along
+from rljax.models.transformer.layers import Block, Norm, along, dropped
 from rljax.models.transformer.products import product
-from rljax.types import Array, Key, LanguageModel, PyTree
+from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 EVERYTHING = 2**30  # a window longer than any sequence
@@ -44,6 +44,7 @@ class Decoder(nn.Module):
         distance: Array,
         caches: PyTree,
         index: Array | None,
+        dropout: Dropout | None = None,
     ) -> tuple[Array, PyTree]:
         config = self.config
         shape = config.vocab_size, config.hidden_size
@@ -53,28 +54,31 @@ class Decoder(nn.Module):
             shape = config.max_positions, config.hidden_size
             table = self.param("position_embedding", nn.initializers.normal(0.02), shape, config.param_dtype)
             x = x + table[positions].astype(config.dtype)
+        x = dropped(x, dropout, 0)
         angles, kinds = rotations(config, positions)
-        rest = angles, allowed, distance, index
+        rest = angles, allowed, distance, index, dropout
         if config.loop == "scanned":
             scan: Any = nn.scan  # its type says that in_axes is one number
             loop = scan(
                 rematerialized(config, Block),
                 variable_axes={"params": 0, "adapters": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, 0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, 0, 0, *(nn.broadcast,) * len(rest)),
                 length=config.num_layers,
             )
             windows = [layer.window for layer in config.layers]
             every = jnp.asarray([window or EVERYTHING for window in windows], jnp.int32)
-            windows = every if any(windows) else None
-            x, written = loop(config, self.keep, name="layers")(x, jnp.asarray(kinds), windows, caches, *rest)
+            windows, numbers = every if any(windows) else None, jnp.arange(config.num_layers)
+            x, written = loop(config, self.keep, name="layers")(
+                x, numbers, jnp.asarray(kinds), windows, caches, *rest
+            )
         else:
             written = []
             block = rematerialized(config, Block)
             for number, (layer, kind) in enumerate(zip(config.layers, kinds, strict=True)):
                 cache = None if caches is None else caches[number]
                 name = f"layer_{number}"
-                x, cache = block(config, self.keep, name=name)(x, kind, layer.window, cache, *rest)
+                x, cache = block(config, self.keep, name=name)(x, number, kind, layer.window, cache, *rest)
                 written.append(cache)
             written = tuple(written)
         x = Norm(config, name="final_norm")(x)
@@ -135,6 +139,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         segments: Array | None,
         positions: Array | None,
         adapters: PyTree,
+        dropout: Dropout | None = None,
     ) -> tuple[Array, PyTree]:
         columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         distance = (columns[:, None] - columns[None, :])[None]
@@ -146,7 +151,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
             allowed = same & (distance >= 0) & (segments > 0)[:, None, :]
         if positions is None:
             positions = jnp.broadcast_to(columns, tokens.shape) if segments is None else places(segments)
-        return run(keep, params, adapters, tokens, positions, allowed, distance, None, None)
+        return run(keep, params, adapters, tokens, positions, allowed, distance, None, None, dropout)
 
     def forward(
         params: PyTree,
@@ -154,8 +159,9 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         segments: Array | None = None,
         positions: Array | None = None,
         adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
-        return whole(False, params, tokens, segments, positions, adapters)[0]
+        return whole(False, params, tokens, segments, positions, adapters, dropout)[0]
 
     def logits(params: PyTree, hidden: Array) -> Array:
         kernel = params["embedding"].T if config.tied else params["head"]
@@ -189,12 +195,18 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         return hidden[:, 0], Cache(layers, valid, cache.position + 1, cache.index + 1)
 
     def completion(
-        params: PyTree, prompt: Array, valid: Array, completion: Array, adapters: PyTree = None
+        params: PyTree,
+        prompt: Array,
+        valid: Array,
+        completion: Array,
+        adapters: PyTree = None,
+        dropout: Dropout | None = None,
     ) -> Array:
         tokens = jnp.concatenate([prompt, completion], axis=1)
         segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
         start = prompt.shape[1] - 1
-        return forward(params, tokens, segments, adapters=adapters)[:, start : start + completion.shape[1]]
+        hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
+        return hidden[:, start : start + completion.shape[1]]
 
     def fork(cache: Cache, group: int) -> Cache:
         axis = 1 if config.loop == "scanned" else 0
