@@ -249,7 +249,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cores", type=cores, metavar="N,...", help="pin all systems to these; default on a GPU: none"
     )
-    parser.add_argument("--gpu", action="store_true", help="measure on the accelerator: no pinning, no limit")
+    parser.add_argument("--gpu", action="store_true", help="measure on the accelerator, unpinned")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each system; default: 5")
     parser.add_argument(
         "--rejax-python",
