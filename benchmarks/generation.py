@@ -17,7 +17,6 @@ A result is written per case to results/generation_HARDWARE.json, beside those a
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ import language_models
 import side_by_side
 import tables
 from language_models import MODELS
-from side_by_side import Contest, Failure, ratio
+from side_by_side import Failure, ratio
 
 HERE = Path(__file__).parent
 NAMES = {"rljax": "rljax", "torch": "torch transformers"}
@@ -99,50 +98,28 @@ def measure(case: Case, arguments: argparse.Namespace) -> tuple[str, dict[str, A
     pinned, mixed, shape = arguments.cores or [], case.kind == "mixed", MODELS[case.model]
     prompt, new = KINDS[case.kind]
     repeats = 1 if mixed else REPEATS.get(case.batch, 1)
-    asked = {"shape": shape, "dtype": case.dtype, "kind": case.kind, "batch": case.batch}
-    asked |= {"prompt": prompt, "new": new, "repeats": repeats}
+    asked = case._asdict() | {"shape": shape, "prompt": prompt, "new": new, "repeats": repeats}
     asked |= {"prompts": BATCHES * case.batch, "mean": MEAN} if mixed else {}
-    titles = MIXED if mixed else NAMES
-    scripts = {"padded": "rljax_generation.py", "limit": "language_limit.py"}
-    open_worker = lambda name: side_by_side.start(
-        scripts.get(name, f"{name}_generation.py"),
-        arguments.torch_python if name == "torch" else None,
-        pinned,
-        arguments.timeout,
-    )
-    limits: list[dict[str, float]] = []
     print(f"{case.name}: {prompt} + {new} tokens, {repeats} calls a timing", flush=True)
-    with (
-        contextlib.ExitStack() as stack,
-        Contest(list(MIXED) if mixed else arguments.systems, titles) as contest,
-    ):
-        contest.start(open_worker)
-        for name in contest.running:
-            contest.compile(name, **asked, padded=name == "padded")
-        if not mixed:
-            limit = open_worker("limit")
-            stack.callback(limit.close)
-            limit.ask("compile", **language_models.limit(shape, case.dtype, not pinned))
-        contest.rounds(
-            arguments.rounds, None if mixed else lambda: limits.append(limit.ask("measure")["value"])
-        )
-        useful: dict[str, int] = {}
-        for name in contest.running:
-            if answer := contest.attempt(name, "memory"):
-                contest.found[name]["peak_bytes"] = answer["bytes"]
-            if mixed and (answer := contest.attempt(name, "measure")):
-                useful[name] = answer["value"]
+    contest, limits = language_models.race(
+        list(MIXED) if mixed else arguments.systems,
+        MIXED if mixed else NAMES,
+        lambda name: "torch_generation.py" if name == "torch" else "rljax_generation.py",
+        asked,
+        None if mixed else language_models.limit(shape, case.dtype, not pinned),
+        arguments,
+    )
     hardware, width, affinity = contest.where(pinned)
-    systems = side_by_side.summarise(contest.found, contest.described, case.tokens * repeats)
+    # completions of a mixed case differ a little between its systems, by rounding
+    drawn = {name: contest.found[name]["measured"] for name in contest.running}
+    tokens = drawn if mixed else case.tokens * repeats
+    systems = side_by_side.summarise(contest.found, contest.described, tokens)
     content = {"limit_tokens_per_second": round(bound(case, limits), 1)} if limits else {}
-    for name, system in systems.items():
-        if "steps_per_second" not in system:
-            continue
-        system["tokens_per_second"] = system.pop("steps_per_second")  # here a step is a token
-        if limits:
-            system["of_limit"] = round(system["tokens_per_second"] / bound(case, limits), 4)
-        if mixed:
-            weigh(system, useful[name], useful.get("rljax", 0), case.tokens * repeats)
+    for system in systems.values():
+        if "steps_per_second" in system:  # here a step is a token
+            system["tokens_per_second"] = system.pop("steps_per_second")
+            if limits:
+                system["of_limit"] = round(system["tokens_per_second"] / bound(case, limits), 4)
     return hardware, {
         **case._asdict(),
         "settings": shape | {"prompt": prompt, "new": new},
@@ -154,17 +131,6 @@ def measure(case: Case, arguments: argparse.Namespace) -> tuple[str, dict[str, A
         "revision": side_by_side.revision(HERE.parent),
         "systems": systems,
     }
-
-
-def weigh(system: dict[str, Any], tokens: int, ours: int, assumed: int) -> None:
-    """Puts the speed and the ratio of a mixed case in tokens of completions, which rounding makes differ a
-    little between the systems, where they were in `assumed` ones.
-    """
-    system["tokens"] = tokens
-    system["tokens_per_second"] = round(system["tokens_per_second"] * tokens / assumed, 1)
-    if faster := system.get("rljax_is_faster_by"):
-        faster["medians"] = round(faster["medians"] * ours / tokens, 3)
-        faster["rounds"] = [round(each * ours / tokens, 3) for each in faster["rounds"]]
 
 
 def bound(case: Case, limits: list[dict[str, float]]) -> float:

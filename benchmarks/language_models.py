@@ -7,9 +7,14 @@ their fields have Hugging Face's names. A multiplication with the addition after
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import side_by_side
+from side_by_side import Contest
 
 MODELS = {
     "4.5m": {
@@ -84,6 +89,43 @@ def limit(shape: Shape, dtype: str, on_gpu: bool) -> dict[str, Any]:
         "dtype": dtype,
         "bytes": 2**31 if on_gpu else sum(weights(shape)) * BYTES[dtype],
     }
+
+
+def race(
+    names: list[str],
+    titles: dict[str, str],
+    script: Callable[[str], str],
+    asked: dict[str, Any],
+    limit: dict[str, Any] | None,
+    arguments: argparse.Namespace,
+) -> tuple[Contest, list[dict[str, float]]]:
+    """One case with every system, each asked for `asked`, and the limit measured after every round.
+
+    Returns: the contest, in whose `found` "measured" is what a system's worker measured; the limits.
+    """
+    pinned, limits = arguments.cores or [], []
+    open_worker = lambda name: side_by_side.start(
+        "language_limit.py" if name == "limit" else script(name),
+        arguments.torch_python if name.startswith("torch") else None,
+        pinned,
+        arguments.timeout,
+    )
+    with contextlib.ExitStack() as stack, Contest(names, titles) as contest:
+        worker = open_worker("limit") if limit else None
+        if worker:
+            stack.callback(worker.close)
+        contest.start(open_worker)
+        if worker:
+            worker.ask("compile", **(limit or {}))
+        for name in contest.running:
+            contest.compile(name, **asked, system=name)
+        after = (lambda: limits.append(worker.ask("measure")["value"])) if worker else None
+        contest.rounds(arguments.rounds, after)
+        for name in contest.running:
+            for do, key, field in (("memory", "bytes", "peak_bytes"), ("measure", "value", "measured")):
+                if answer := contest.attempt(name, do):
+                    contest.found[name][field] = answer[key]
+    return contest, limits
 
 
 def median(limits: list[dict[str, float]], name: str) -> float:

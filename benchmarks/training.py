@@ -18,7 +18,6 @@ A result is written per case to results/training_HARDWARE.json, beside those alr
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ import language_models
 import side_by_side
 import tables
 from language_models import MODELS
-from side_by_side import Contest, Failure, ratio
+from side_by_side import Failure, ratio
 
 HERE = Path(__file__).parent
 NAMES = {"rljax": "rljax", "torch": "PyTorch", "torch-compiled": "PyTorch, torch.compile"}
@@ -113,33 +112,22 @@ def measure(case: Case, arguments: argparse.Namespace) -> tuple[str, dict[str, A
     pinned, shape, (batch, length) = arguments.cores or [], MODELS[case.model], ROWS[case.model]
     asked = case._asdict() | {"shape": shape, "batch": batch, "length": length}
     asked |= {"steps": arguments.steps, "text": TEXT}
-    scripts = {"torch-compiled": "torch_training.py", "limit": "language_limit.py"}
-    open_worker = lambda name: side_by_side.start(
-        scripts.get(name, f"{name}_training.py"),
-        arguments.torch_python if name.startswith("torch") else None,
-        pinned,
-        arguments.timeout,
-    )
-    limits: list[dict[str, float]] = []
     print(f"{case.name}: {batch} rows of {length} tokens, {arguments.steps} steps a timing", flush=True)
-    with contextlib.ExitStack() as stack, Contest(arguments.systems, NAMES) as contest:
-        contest.start(open_worker)
-        for name in contest.running:
-            contest.compile(name, **asked, compiled=name == "torch-compiled")
-        limit = open_worker("limit")
-        stack.callback(limit.close)
-        limit.ask("compile", **language_models.limit(shape, case.dtype, not pinned))
-        contest.rounds(arguments.rounds, lambda: limits.append(limit.ask("measure")["value"]))
-        for name in contest.running:
-            if answer := contest.attempt(name, "memory"):
-                contest.found[name]["peak_bytes"] = answer["bytes"]
-            if answer := contest.attempt(name, "measure"):
-                contest.found[name]["loss"] = round(answer["value"], 4)
+    contest, limits = language_models.race(
+        arguments.systems,
+        NAMES,
+        lambda name: "rljax_training.py" if name == "rljax" else "torch_training.py",
+        asked,
+        language_models.limit(shape, case.dtype, not pinned),
+        arguments,
+    )
     hardware, width, affinity = contest.where(pinned)
     systems = side_by_side.summarise(contest.found, contest.described, case.tokens * arguments.steps)
     flops = language_models.training_flops(shape, length)
     peak = language_models.median(limits, "flops_per_second")
     for system in systems.values():
+        if "measured" in system:
+            system["loss"] = round(system.pop("measured"), 4)
         if "steps_per_second" in system:  # here a step is a token
             system["tokens_per_second"] = system.pop("steps_per_second")
             system |= utilisation(system["tokens_per_second"] * flops, peak, not pinned)

@@ -41,6 +41,7 @@ def torch_device(arguments: argparse.Namespace) -> str:
     if arguments.cores:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         return "cpu"
+    torch.cuda.init()
     os.environ["JAX_PLATFORMS"] = "cpu"
     torch.set_float32_matmul_precision("high")
     return "cuda"

@@ -50,7 +50,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
         random, size, longest = np.random.default_rng(0), case["shape"]["vocab_size"], case["prompt"]
         lengths = np.exp(random.uniform(np.log(SHORTEST), np.log(longest + 1), size=case["prompts"]))
         prompts = [random.integers(1, size, size=int(length)).tolist() for length in lengths]
-        stop_ids = random.choice(size, size=max(1, size // case["mean"]), replace=False)
+        stop_ids = random.choice(size, size=max(1, size // case["mean"]), replace=False).tolist()
         settings, key = Sampling(temperature=FLAT, max_new_tokens=case["new"]), jax.random.key(0)
 
         def bucketed() -> int:
@@ -64,11 +64,12 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
                 members = np.arange(start, start + case["batch"])
                 tokens, valid = pad_prompts([prompts[n] for n in members], longest)
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, members)
-                found = jax.device_get(generate(model, params, keys, tokens, valid, settings, stop_ids))
+                batch = jnp.asarray(tokens), jnp.asarray(valid)
+                found = jax.device_get(generate(model, params, keys, *batch, settings, stop_ids))
                 total += int(found.mask.sum())
             return total
 
-        run = padded if case["padded"] else bucketed
+        run = padded if case["system"] == "padded" else bucketed
         run()  # compiles
         return Trial(run, lambda total: total)
 

@@ -21,7 +21,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
 
     def prepare(case: dict[str, Any]) -> Trial:
         model = torch_llama(case["shape"], "float32", device).train()
-        forward = torch.compile(model) if case["compiled"] else model
+        forward = torch.compile(model) if case["system"] == "torch-compiled" else model
         parameters = list(model.parameters())
         optimizer = torch.optim.AdamW(
             parameters, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True
@@ -43,7 +43,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
             return loss.detach()
 
         def run() -> Any:
-            loss = None
+            loss: Any = None
             for _ in range(case["steps"]):
                 loss = step()
             return float(loss)  # waits for the GPU
