@@ -13,6 +13,7 @@ import json
 import os
 import re
 import select
+import shutil
 import statistics
 import subprocess
 import sys
@@ -134,8 +135,9 @@ class Contest:
         return [name for name in self.names if "error" not in self.found[name]]
 
     def start(self, worker: Callable[[str], Worker]) -> None:
-        for name in self.names:  # one at a time: nothing else runs while a system compiles
+        for name in self.names:  # all at once: nothing compiles before each has answered
             self.workers[name] = worker(name)
+        for name in self.names:
             if answer := self.attempt(name, "describe"):
                 self.described[name] = answer
 
@@ -180,17 +182,24 @@ class Contest:
         return first["device"], width, first["affinity"]
 
 
-def summarise(found: dict[str, dict[str, Any]], described: dict[str, Any], steps: int) -> dict[str, Any]:
-    """What each system's timings come to: medians, and rljax's speed over each peer's, by round too."""
+def summarise(
+    found: dict[str, dict[str, Any]], described: dict[str, Any], steps: int | dict[str, int]
+) -> dict[str, Any]:
+    """What each system's timings of `steps` (its own, where they differ) come to: medians, and rljax's speed
+    over each peer's, by round too.
+    """
     ours = found.get("rljax", {})
+    done = lambda name: steps if isinstance(steps, int) else steps[name]
     systems = {}
     for name, each in found.items():
         each = dict(each)
         if "error" not in each:
-            each["steps_per_second"] = round(steps / statistics.median(each["seconds"]), 1)
+            each["steps_per_second"] = round(done(name) / statistics.median(each["seconds"]), 1)
             if name != "rljax" and "seconds" in ours and "error" not in ours:
-                rounds = [theirs / own for theirs, own in zip(each["seconds"], ours["seconds"], strict=False)]
-                whole = statistics.median(each["seconds"]) / statistics.median(ours["seconds"])
+                more = done("rljax") / done(name)
+                pairs = zip(each["seconds"], ours["seconds"], strict=False)
+                rounds = [more * theirs / own for theirs, own in pairs]
+                whole = more * statistics.median(each["seconds"]) / statistics.median(ours["seconds"])
                 each["rljax_is_faster_by"] = {
                     "medians": round(whole, 3),
                     "rounds": [round(x, 3) for x in rounds],
@@ -220,7 +229,9 @@ def keep(path: Path | None, benchmark: str, hardware: str, name: str, result: di
 
 
 def revision(checkout: Path) -> str | None:
-    """The git revision of a checkout, with a + where it has uncommitted changes."""
+    """The git revision of a checkout, with a + where it has uncommitted changes, or None without git."""
+    if shutil.which("git") is None:
+        return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
@@ -249,7 +260,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cores", type=cores, metavar="N,...", help="pin all systems to these; default on a GPU: none"
     )
-    parser.add_argument("--gpu", action="store_true", help="measure on the accelerator: no pinning, no limit")
+    parser.add_argument("--gpu", action="store_true", help="measure on the accelerator, unpinned")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each system; default: 5")
     parser.add_argument(
         "--rejax-python",

@@ -14,6 +14,9 @@ scores, tables, throughput, off_policy, side_by_side = map(
     importlib.import_module,
     ("control_scores", "tables", "control_throughput", "off_policy_throughput", "side_by_side"),
 )
+language_models, training, generation = map(
+    importlib.import_module, ("language_models", "training", "generation")
+)
 
 PEERS = ["--rejax-python", "/r/python", "--purejaxrl", "/p"]
 
@@ -125,7 +128,7 @@ def test_a_table_replaces_only_what_is_between_its_markers():
 
 def test_the_readme_has_every_table():
     text = (FOLDER / "README.md").read_text()
-    for marker in ("throughput", "scores", "off-policy", "parity"):
+    for marker in ("throughput", "scores", "off-policy", "parity", "training", "generation"):
         assert "| marked |" in tables.between(text, marker, "| marked |")
 
 
@@ -134,6 +137,11 @@ def test_committed_results_still_make_tables():
         content = tables.read(path)
         show = off_policy.show if content["benchmark"].startswith("off_policy") else throughput.table
         assert len({line.count("|") for line in show(content).splitlines()[2:]}) == 1
+    for module in (training, generation):
+        for path in sorted((FOLDER / "results").glob(f"{module.__name__}_*.json")):
+            content = tables.read(path)
+            rows = [line for line in module.table(content).splitlines() if line.startswith("| ")]
+            assert len(rows) >= 2 + len(content["cases"])
 
 
 def test_hardware_names_become_file_names():
@@ -382,3 +390,182 @@ def test_results_of_one_file_are_of_one_hardware(tmp_path):
     assert list(tables.read(path)["cases"]) == ["a", "b"]
     with pytest.raises(ValueError, match="name another --out"):
         side_by_side.keep(path, "some", "another core", "c", {})
+
+
+def test_arguments_say_which_language_models_are_measured():
+    found = training.parse(["--cores", "1"])
+    assert (found.models, found.dtypes) == (["4.5m", "0.8m"], ["float32", "bfloat16"])
+    assert (found.systems, found.steps, found.num_micro) == (["rljax", "torch"], 4, 1)
+    found = training.parse(["--gpu", "--models", "1b", "--remat", "full", "--num-micro", "4"])
+    assert (found.models, found.remat, found.num_micro) == (["1b"], "full", 4)
+    found = generation.parse(["--gpu", "--models", "1b", "--dtypes", "bfloat16", "--kinds", "mixed"])
+    assert (found.models, found.dtypes, found.kinds) == (["1b"], ["bfloat16"], ["mixed"])
+    assert generation.parse(["--cores", "0"]).kinds == ["decode", "prefill"]
+
+
+@pytest.mark.parametrize("name", ["training", "generation"])
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "--cores 0, or --gpu"),
+        (["--gpu", "--cores", "0"], "leave out --cores"),
+        (["--cores", "0", "--models", "2b"], "no '2b': there are 4.5m"),
+        (["--cores", "0", "--dtypes", "float16"], "no 'float16'"),
+        (["--cores", "0", "--systems", "jax"], "no 'jax'"),
+        (["--cores", "0", "--rounds", "0"], "positive"),
+    ],
+)
+def test_wrong_language_model_arguments_are_named(name, words, complaint, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).parse(words)
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--steps", "0"], "positive"),
+        (["--chunk", "0"], "positive"),
+        (["--num-micro", "3"], "divide the 8 rows of 4.5m"),
+    ],
+)
+def test_wrong_training_arguments_are_named(words, complaint, capsys):
+    with pytest.raises(SystemExit):
+        training.parse(["--cores", "0", *words])
+    assert complaint in capsys.readouterr().err
+
+
+TINY = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 16,
+    "vocab_size": 32,
+}
+
+
+def test_work_of_a_language_model():
+    # a layer: queries and output 8·8 each, keys and values 8·4 each, three matrices of 8·16; head 8·32
+    assert language_models.weights(TINY) == (2 * (128 + 64 + 384), 256)
+    # per token 6·1408, and 6·(scores and mixture over 5 of 10 columns: 2·5·8) in each of two layers
+    assert language_models.training_flops(TINY, 10) == 6 * 1408 + 2 * 6 * 2 * 5 * 8
+    # 2 rows, a prompt of 4 and 3 new: 6 tokens through the layers, 3 through the head; columns 8 + 5 + 6
+    expected = 2 * (2 * 1152 * 6 + 2 * 256 * 3 + 4 * 2 * 8 * 19)
+    assert language_models.generation_flops(TINY, 2, 4, 3) == expected
+    weights = sum(language_models.weights(language_models.MODELS["1b"]))
+    assert weights == pytest.approx(1.236e9, rel=1e-3)  # Llama-3.2-1B has 1.24 billion parameters
+
+
+def test_generation_is_bounded_by_products_or_by_reading_the_weights():
+    case = generation.Case("1b", "decode", 64, "bfloat16")
+    assert (case.name, case.tokens) == ("1b/decode/64/bfloat16", 64 * 64)
+    fast, slow = {"flops_per_second": 1e18}, {"bytes_per_second": 4e12}
+    found = generation.bound(case, [fast | slow])
+    assert found == pytest.approx(64 * 4e12 / (2 * 1.236e9), rel=1e-3)
+    found = generation.bound(case, [{"flops_per_second": 1e12, "bytes_per_second": 1e18}])
+    flops = language_models.generation_flops(language_models.MODELS["1b"], 64, 14, 64)
+    assert found == pytest.approx(64 * 64 * 1e12 / flops)
+
+
+def test_a_system_that_draws_other_completions_is_compared_by_its_own_tokens():
+    found = {"rljax": {"seconds": [1.0, 2.0]}, "padded": {"seconds": [4.0, 4.0]}, "x": {"error": "gone"}}
+    systems = side_by_side.summarise(found, {}, {"rljax": 300, "padded": 200})
+    assert systems["rljax"]["steps_per_second"] == 200
+    assert systems["padded"]["steps_per_second"] == 50
+    assert systems["padded"]["rljax_is_faster_by"] == {"medians": 4.0, "rounds": [6.0, 3.0]}
+
+
+def test_training_table():
+    systems = {
+        "rljax": {"tokens_per_second": 20_000.0, "compile_seconds": [31.4], "peak_bytes": 20_000_000_000},
+        "torch": {"tokens_per_second": 16_000.0, "compile_seconds": [3.0], "peak_bytes": None},
+        "torch-compiled": {"error": "gone"},
+    }
+    systems["rljax"] |= training.utilisation(400e12, 800e12, on_gpu=True)
+    systems["torch"] |= training.utilisation(200e12, 800e12, on_gpu=True)
+    systems["torch"]["rljax_is_faster_by"] = {"medians": 1.25, "rounds": [1.2, 1.3]}
+    case = training.Case("1b", "bfloat16", remat="full", num_micro=2)
+    assert case.name == "1b/bfloat16/remat=full/num_micro=2"
+    assert (case.tokens, training.Case("1b", "bfloat16").name) == (16_384, "1b/bfloat16")
+    whole = case._asdict() | {"settings": {"batch": 8, "length": 2048}, "systems": systems}
+    content = {"hardware": "a card", "cases": {case.name: whole}}
+    lines = training.table(json.loads(json.dumps(content))).splitlines()
+    assert lines[0] == "**a card**"
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    assert "of 989 TFLOP/s" in lines[2]
+    cells = lines[4].strip("| ").split(" | ")
+    assert cells[:3] == ["1b, 8 x 2048, bfloat16, remat full, num micro 2", "20,000", "16,000"]
+    assert cells[3:6] == ["**1.25** (1.20–1.30)", "failed", "–"]
+    assert cells[6:] == ["400 / 200 / –", "50% / 25% / –", "40% / 20% / –", "31.4 / 3.0 / –", "20.00 / – / –"]
+    for system in systems.values():
+        system.pop("of_datasheet", None)
+    assert "989" not in training.table(content)
+
+
+def test_generation_table_has_a_part_for_mixed_lengths():
+    ours = {"tokens_per_second": 3000.0, "of_limit": 0.5, "compile_seconds": [9.0], "peak_bytes": 10**9}
+    theirs = {"tokens_per_second": 1000.0, "rljax_is_faster_by": {"medians": 3.0, "rounds": [3.0]}}
+    cases = {}
+    for kind, peer in (("decode", "torch"), ("mixed", "padded")):
+        case = generation.Case("4.5m", kind, 64, "float32")
+        cases[case.name] = case._asdict() | {"systems": {"rljax": ours, peer: theirs}}
+    lines = generation.table({"hardware": "a core", "cases": cases}).splitlines()
+    row = "| 4.5m decode, 64, float32 | 3,000 | 1,000 | **3.00** (3.00–3.00) | 50% | 9.0 | 1.00 / – |"
+    assert (lines[0], lines[4]) == ("**a core**", row)
+    assert "| decode_many, tokens/s | padded batches, tokens/s |" in lines[6]
+    assert lines[8] == row.replace("decode", "mixed")
+
+
+@pytest.fixture
+def peer():
+    """Starts one of peers/*.py on a core of this process."""
+    import os
+
+    started = []
+
+    def start(script):
+        started.append(side_by_side.start(script, None, [min(os.sched_getaffinity(0))], 240.0))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+TRAINING = {"shape": TINY, "batch": 4, "length": 16, "steps": 2, "text": 1000, "num_micro": 2, "chunk": 8}
+TRAINING |= {"remat": "full", "loop": "scanned"}
+GENERATION = {"shape": TINY, "batch": 2, "prompt": 9, "new": 4, "repeats": 2, "prompts": 4, "mean": 8}
+
+
+@pytest.mark.parametrize("system", ["rljax", "torch"])
+def test_training_workers(system, peer):
+    if system == "torch":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    worker = peer(f"{system}_training.py")
+    assert worker.ask("describe")["platform"] == "cpu"
+    assert worker.ask("compile", **TRAINING, dtype="bfloat16", system=system)["seconds"] > 0
+    assert worker.ask("time")["seconds"] > 0
+    loss = worker.ask("measure")["value"]
+    assert loss == pytest.approx(np.log(TINY["vocab_size"]), abs=0.1)  # of random tokens
+    assert worker.ask("memory")["bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("system", "kind"),
+    [("rljax", "decode"), ("torch", "decode"), ("rljax", "mixed"), ("padded", "mixed")],
+)
+def test_generation_workers(system, kind, peer):
+    if system == "torch":
+        pytest.importorskip("torch", reason="PyTorch is not installed")
+    worker = peer("torch_generation.py" if system == "torch" else "rljax_generation.py")
+    worker.ask("compile", **GENERATION, dtype="bfloat16", system=system, kind=kind)
+    assert worker.ask("time")["seconds"] > 0
+    tokens = worker.ask("measure")["value"]
+    assert tokens == 2 * 4 if kind == "decode" else 4 <= tokens <= 4 * 4
+
+
+def test_the_limit_worker(peer):
+    worker = peer("language_limit.py")
+    worker.ask("compile", size=64, dtype="bfloat16", bytes=4096)
+    assert min(worker.ask("measure")["value"].values()) > 0
