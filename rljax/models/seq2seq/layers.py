@@ -64,8 +64,8 @@ def relative_bias(config: Seq2SeqConfig, kind: str, weights: Array, distance: Ar
 class Attention(nn.Module):
     """softmax(q kᵀ + bias) v of x (B, T, D), with keys and values made of `source` (B, S, D).
 
-    With a cache (key, value), each (B, H, S, D), they are written into it at column `index`; without a source
-    it holds them already. `bias` is (H, T, S) or None, `allowed` (1 or B, 1 or T, S) bool.
+    With a cache (key (B, H, D, S), value (B, H, S, D)), they are written into it at column `index`; without
+    a source it holds them already. `bias` is (H, T, S) or None, `allowed` (1 or B, 1 or T, S) bool.
     """
 
     config: Seq2SeqConfig
@@ -87,16 +87,16 @@ class Attention(nn.Module):
         deviation = config.hidden_size**-0.5
         query = split(linear(config, heads * size, "query", deviation * size**-0.5)(x))
         if source is not None:
-            key = split(linear(config, heads * size, "key", deviation)(source)).swapaxes(1, 2)
+            key = split(linear(config, heads * size, "key", deviation)(source)).transpose(0, 2, 3, 1)
             value = split(linear(config, heads * size, "value", deviation)(source)).swapaxes(1, 2)
             if cache is not None:
                 assert index is not None
-                put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=2)
-                key, value = put(cache[0], key), put(cache[1], value)
+                put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index)
+                key, value = put(cache[0], key, axis=3), put(cache[1], value, axis=2)
         else:
             assert cache is not None
             key, value = cache
-        mask = jnp.broadcast_to(allowed, (*x.shape[:2], key.shape[2]))
+        mask = jnp.broadcast_to(allowed, (*x.shape[:2], key.shape[3]))
         shape = {"scale": 1.0, "bias": bias, "causal": self.causal}
         mixed = attend(query, key, value, mask, dtype=config.dtype, **shape)
         return linear(config, config.hidden_size, "output", (heads * size) ** -0.5)(mixed), (key, value)

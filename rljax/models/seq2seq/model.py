@@ -19,7 +19,7 @@ from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 class Cache(NamedTuple):
     """What the decoder remembers: column s of every row was written at the same time, none is padding."""
 
-    # Per layer ((key, value) of what was written, (B, H, S, D); (key, value) of the prompt, (B, H, P, D));
+    # Per layer (key (B, H, D, S), value (B, H, S, D)) of what was written, and such a pair of the prompt;
     # scanned layers: stacked, with L before B.
     layers: PyTree
     valid: Array  # (B, P) bool: columns of the prompt that hold a token
@@ -121,13 +121,13 @@ def seq2seq(config: Seq2SeqConfig) -> LanguageModel:
         if spare < 0:
             raise ValueError(f"prefill: columns = {columns}, but the prompts have {tokens.shape[1]}")
         source = encode(params, tokens, valid, adapters)
-        shape = tokens.shape[0], config.num_heads, spare + 1, config.head_dim  # one for the start token
+        columns, size = spare + 1, config.head_dim  # one for the start token
+        before = tokens.shape[0], config.num_heads
         if config.loop == "scanned":
-            empty = jnp.zeros((config.num_decoder_layers, *shape), config.dtype)
-            caches = ((empty, empty), None)
-        else:
-            empty = jnp.zeros(shape, config.dtype)
-            caches = (((empty, empty), None),) * config.num_decoder_layers
+            before = config.num_decoder_layers, *before
+        shapes = (*before, size, columns), (*before, columns, size)
+        empty = tuple(jnp.zeros(shape, config.dtype) for shape in shapes)
+        caches = (empty, None) if config.loop == "scanned" else ((empty, None),) * config.num_decoder_layers
         start = jnp.full(tokens.shape[0], config.start_token, jnp.int32)
         return advance(params, start, source, valid, caches, jnp.int32(0), adapters)
 
@@ -140,7 +140,7 @@ def seq2seq(config: Seq2SeqConfig) -> LanguageModel:
         index: Array,
         adapters: PyTree,
     ) -> tuple[Array, Cache]:
-        columns = jnp.arange(jax.tree.leaves(caches)[0].shape[-2], dtype=jnp.int32)
+        columns = jnp.arange(jax.tree.leaves(caches)[0].shape[-1], dtype=jnp.int32)  # of keys
         inputs = token[:, None], (columns - index)[None], source, valid, caches, index
         hidden, layers = run(config, EncoderDecoder.decode, params, adapters, *inputs)
         return hidden[:, 0], Cache(layers, valid, index + 1)

@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-KeysValues = tuple[Array, Array]  # each (B, KV, S, D)
+KeysValues = tuple[Array, Array]  # (B, KV, D, S), (B, KV, S, D)
 
 
 class Linear(nn.Module):
@@ -116,17 +116,17 @@ class Attention(nn.Module):
         if config.head_norm == "query_key":
             query, key = Norm(config, name="query_norm")(query), Norm(config, name="key_norm")(key)
         query, key = rotate(query, *angles), rotate(key, *angles)
-        key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
+        key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
         if cache is not None:
             column = jnp.asarray(index)
-            put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, column, axis=2)
-            key, value = put(cache[0], key), put(cache[1], value)
+            put = jax.lax.dynamic_update_slice_in_dim
+            key, value = put(cache[0], key, column, axis=3), put(cache[1], value, column, axis=2)
         kept = key, value
         if self.has_variable("adapters", "prefix_key"):  # trained columns that every query sees
-            prefix = [self.get_variable("adapters", name) for name in ("prefix_key", "prefix_value")]
-            key, value = before(prefix[0], key), before(prefix[1], value)
+            first, second = (self.get_variable("adapters", name) for name in ("prefix_key", "prefix_value"))
+            key, value = before(first.swapaxes(1, 2), key, 3), before(second, value, 2)
             if mask is not None:
-                mask = jnp.pad(mask, [(0, 0), (0, 0), (prefix[0].shape[1], 0)], constant_values=True)
+                mask = jnp.pad(mask, [(0, 0), (0, 0), (first.shape[1], 0)], constant_values=True)
         shape = {"scale": config.scale, "softcap": config.attention_softcap, "form": config.attention}
         mixed = attend(query, key, value, mask, dtype=config.dtype, **shape)
         bias, deviation = "output" in config.biases, residual(config)
@@ -134,10 +134,10 @@ class Attention(nn.Module):
         return output(mixed), kept
 
 
-def before(prefix: Array, columns: Array) -> Array:
-    """Columns (KV, P, D) put before the columns (B, KV, S, D) of every row."""
+def before(prefix: Array, columns: Array, axis: int) -> Array:
+    """The same prefix put before the columns (B, ...) of every row, along an axis."""
     prefix = jnp.broadcast_to(prefix.astype(columns.dtype), (columns.shape[0], *prefix.shape))
-    return jnp.concatenate([prefix, columns], axis=2)
+    return jnp.concatenate([prefix, columns], axis=axis)
 
 
 def dropped(x: Array, dropout: Dropout | None, place: int | Array) -> Array:

@@ -21,7 +21,8 @@ EVERYTHING = 2**30  # a window longer than any sequence
 class Cache(NamedTuple):
     """Keys and values of left-padded sequences: column s of every row was written at the same time."""
 
-    layers: PyTree  # per layer (key, value), each (B, KV, S, D); scanned layers: stacked, (L, B, KV, S, D)
+    # per layer (key (B, KV, D, S), value (B, KV, S, D)); scanned layers: stacked, with L before B
+    layers: PyTree
     valid: Array  # (B, S) bool: columns that hold a token
     position: Array  # (B,) int32, of the next token
     index: Array  # pyright: ignore[reportIncompatibleMethodOverride]  # () int32, column of the next token
@@ -178,9 +179,11 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         fits(columns)
         hidden, layers = whole(True, params, tokens, valid.astype(jnp.int32), None, adapters)
         spare = columns - tokens.shape[1]
-        widen = lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, spare), (0, 0)])
+        before = [(0, 0)] * (3 if config.loop == "scanned" else 2)
+        widths = [*before, (0, 0), (0, spare)], [*before, (0, spare), (0, 0)]  # of keys, of values
+        widen = lambda pair: tuple(map(jnp.pad, pair, widths))
         cache = Cache(
-            layers=jax.tree.map(widen, layers),
+            layers=widen(layers) if config.loop == "scanned" else tuple(map(widen, layers)),
             valid=jnp.pad(valid, [(0, 0), (0, spare)]),
             position=valid.sum(axis=1, dtype=jnp.int32),
             index=jnp.int32(tokens.shape[1]),

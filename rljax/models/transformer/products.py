@@ -29,11 +29,6 @@ def matmul(x: Array, y: Array, dtype: Any) -> Array:
     return _matmul(x, y, dtype)
 
 
-def matmul_transposed(x: Array, y: Array, dtype: Any) -> Array:
-    """x (..., M, K) · y (..., N, K)ᵀ, likewise."""
-    return _matmul_transposed(x, y, dtype)
-
-
 def swapped(x: Array) -> Array:
     """x (..., M, N) as (..., N, M), in memory too where a product is only then fast."""
     return _rows(x.swapaxes(-1, -2))
@@ -83,17 +78,5 @@ def _matmul_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[
     return to_x.astype(x.dtype), to_y.astype(y.dtype)
 
 
-def _transposed_value(x: Array, y: Array, dtype: Any) -> Array:
-    return _dot(x, swapped(y.astype(dtype)), dtype)
-
-
-def _transposed_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
-    x, y = saved
-    g = g.astype(dtype)
-    return _dot(g, y, dtype).astype(x.dtype), _dot(swapped(g), x, dtype).astype(y.dtype)
-
-
 _matmul: Any = jax.custom_vjp(_dot, nondiff_argnums=(2,))
 _matmul.defvjp(lambda x, y, dtype: (_dot(x, y, dtype), (x, y)), _matmul_backward)
-_matmul_transposed: Any = jax.custom_vjp(_transposed_value, nondiff_argnums=(2,))
-_matmul_transposed.defvjp(lambda x, y, dtype: (_transposed_value(x, y, dtype), (x, y)), _transposed_backward)
