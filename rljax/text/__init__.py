@@ -2,6 +2,7 @@
 
 from rljax.text import data
 from rljax.text.buckets import decode_many
+from rljax.text.byte_pairs import byte_pair_tokenizer
 from rljax.text.decoding import Sampling
 from rljax.text.generate import Completion, generate, stream
 from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "Pretrained",
     "Sampling",
     "Tokenizer",
+    "byte_pair_tokenizer",
     "character_tokenizer",
     "check_vocabulary",
     "data",
