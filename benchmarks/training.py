@@ -41,7 +41,7 @@ class Case(NamedTuple):
     remat: str = "none"
     loop: str = "unrolled"
     chunk: int = 128
-    num_micro: int = 1
+    num_micro: int = 0  # parts of a batch; 0: pretrain's own choice
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -86,11 +86,13 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--remat", choices=("none", "full", "dots"), default=usual.remat)
     parser.add_argument("--loop", choices=("unrolled", "scanned"), default=usual.loop)
     parser.add_argument("--chunk", type=int, default=usual.chunk, help="positions of logits at one time")
-    parser.add_argument("--num-micro", type=int, default=usual.num_micro, help="parts of a batch")
+    parser.add_argument(
+        "--num-micro", type=int, default=usual.num_micro, help="parts of a batch; 0: pretrain chooses"
+    )
     found = language_models.check(parser, parser.parse_args(words), systems=NAMES)
-    if min(found.steps, found.chunk, found.num_micro) < 1:
-        parser.error("--steps, --chunk and --num-micro must be positive")
-    if wrong := [model for model in found.models if ROWS[model][0] % found.num_micro]:
+    if min(found.steps, found.chunk) < 1 or found.num_micro < 0:
+        parser.error("--steps and --chunk must be positive, --num-micro not negative")
+    if wrong := [model for model in found.models if found.num_micro and ROWS[model][0] % found.num_micro]:
         parser.error(f"--num-micro must divide the {ROWS[wrong[0]][0]} rows of {wrong[0]}")
     return found
 

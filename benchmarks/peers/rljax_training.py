@@ -26,7 +26,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
         config = pretrain.Config(
             total_steps=1e12,  # so that the learning rate stays in its rise
             batch_size=case["batch"],
-            length=case["length"] + 1,  # a row's first token is not predicted
+            length=case["length"],
             num_micro=case["num_micro"],
             chunk=case["chunk"],
         )

@@ -1,13 +1,22 @@
-"""Devices: how many there are, and how the members of a run are laid out over them."""
+"""Devices: how many there are, how the members of a run are laid out over them, and the parameters of a model
+too large for one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:  # JAX may not be imported before `use_every_core`
+    from jax.sharding import AbstractMesh, Mesh
+
+    from rljax.types import PyTree
 
 Mapping = Literal["vmap", "map"]
+# The mesh axis that shares an axis of this name (see `logical_axes` of a model) among its devices.
+RULES = {"vocabulary": "tensor", "heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
 
 
 def use_every_core() -> None:
@@ -69,3 +78,43 @@ def mapping_for(device: Any) -> Mapping:
     else vmap.
     """
     return "map" if device.platform == "cpu" else "vmap"
+
+
+def shardings(
+    mesh: Mesh | AbstractMesh, axes: PyTree, shapes: PyTree, rules: dict[str, str] = RULES
+) -> PyTree:
+    """Where a model's parameters go: a like tree of NamedShardings, from the names of their axes.
+
+    `axes` is what `logical_axes` of the model says, `shapes` the parameters or their shapes. An axis stays
+    whole where `rules` or the mesh do not have it, where its size is no multiple of the mesh axis, and where
+    an earlier axis of the same parameter goes over that mesh axis already.
+
+        grid = jax.make_mesh((2, 4), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+        place = lambda shapes: mesh.shardings(grid, logical_axes(shapes), shapes)
+        model, params, *_ = huggingface.load(folder, sharding=place)
+
+    With the rows of a batch over "fsdp", XLA finds the communication of fully sharded data parallelism and
+    of Megatron's tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053); no other code knows of it.
+
+    Raises: ValueError where a mesh axis is not Auto, or a parameter has not as many axes as names.
+    """
+    import jax
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
+        if kind != AxisType.Auto:
+            raise ValueError(
+                f"shardings: mesh axis {name!r} is {kind}: make the mesh with axis_types=(AxisType.Auto, ...)"
+            )
+
+    def place(leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
+        if len(names) != len(leaf.shape):
+            raise ValueError(f"shardings: the axes {names} for a parameter of shape {leaf.shape}")
+        spec: list[str | None] = []
+        for name, size in zip(names, leaf.shape, strict=True):
+            axis = rules.get(name) if name is not None else None
+            shared = axis in mesh.shape and axis not in spec and size % mesh.shape[axis] == 0
+            spec.append(axis if shared else None)
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(place, shapes, axes)

@@ -2,6 +2,7 @@
 
 from rljax.text import data
 from rljax.text.buckets import decode_many
+from rljax.text.byte_pairs import byte_pair_tokenizer
 from rljax.text.corpus import Corpus
 from rljax.text.decoding import Sampling
 from rljax.text.generate import Completion, generate, stream
@@ -16,6 +17,7 @@ __all__ = [
     "Pretrained",
     "Sampling",
     "Tokenizer",
+    "byte_pair_tokenizer",
     "character_tokenizer",
     "check_vocabulary",
     "data",

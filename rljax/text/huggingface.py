@@ -85,7 +85,7 @@ def load_folder(path: Path, chat_template: str | Path | None = None) -> Tokenize
     and put that class's own splitting in place of the file's (transformers 5.23: a byte-level tokenizer.json
     beside model_type "qwen2" gives other ids), so it is asked only where there is no such file.
     """
-    transformers = _transformers()
+    transformers = transformers_package()
     name = f"the tokenizer of {path}"
     if path.is_dir() and not any((path / file).is_file() for file in FILES):
         # some classes of transformers would make an empty vocabulary of their own
@@ -111,7 +111,7 @@ def load_repository(
     repository: str, chat_template: str | Path | None = None, revision: str | None = None
 ) -> Tokenizer:
     """The tokenizer of a repository on the Hugging Face hub; see `load_tokenizer`."""
-    _transformers()
+    transformers_package()
     from huggingface_hub import snapshot_download
 
     try:
@@ -141,7 +141,8 @@ def _byte_pairs(transformers: Any, folder: Path) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
-def _transformers() -> Any:
+def transformers_package() -> Any:
+    """The module. Raises: ImportError that says how to install it."""
     try:
         import transformers
     except ImportError as error:

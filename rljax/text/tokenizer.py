@@ -1,7 +1,9 @@
-"""Text to token ids and back: one surface for Hugging Face's tokenizers, for characters and for llama2.c's.
+"""Text to token ids and back: one surface for Hugging Face's tokenizers, for characters, for byte pairs of
+one's own and for llama2.c's.
 
     tokenizer = text.load_tokenizer("Qwen/Qwen2.5-0.5B-Instruct")        a repo id, or a folder
     tokenizer = text.character_tokenizer(open("shakespeare.txt").read())  nothing to download
+    tokenizer = text.byte_pair_tokenizer(open("shakespeare.txt"), 1024)   trained on its lines
     ids = tokenizer.encode("Once upon a time")
     tokenizer.decode(ids)                                                 "Once upon a time"
 

@@ -1,6 +1,5 @@
 """pretrain and sft: the losses they say they lower, resume, sweeps, adapters on a shared base."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -12,40 +11,9 @@ import pytest
 import rljax
 from rljax import pretrain, sft
 from rljax.models.language_models import language_model
-from rljax.runs import checkpoint, engine
+from rljax.runs import checkpoint
 from rljax.text import data
-from rljax.types import Task
-
-VOCABULARY, LENGTH = 11, 12
-SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "length": LENGTH, "batch_size": 4, "chunk": 5}
-
-
-def text_task() -> Task:
-    """Counting modulo 11: after three tokens everything is known."""
-    text = np.arange(40 * VOCABULARY, dtype=np.int32) % VOCABULARY
-    return Task("count", VOCABULARY, jnp.asarray(text[:-50]), jnp.asarray(text[-50:]))
-
-
-def rows_task(params: Any = None, number: int = 60) -> Task:
-    """Pairs of a prompt and a completion that says it backwards, packed."""
-    rng = np.random.default_rng(0)
-    examples = []
-    for _ in range(number):
-        prompt = rng.integers(1, VOCABULARY, rng.integers(1, 4)).tolist()
-        tokens = [*prompt, 0, *prompt[::-1]]
-        examples.append(data.Example(tokens, [False] * (len(prompt) + 1) + [True] * len(prompt)))
-    learn, held_out = (
-        jax.tree.map(jnp.asarray, data.pack(part, LENGTH)[0]) for part in (examples[:-20], examples[-20:])
-    )
-    return Task("backwards", VOCABULARY, learn, held_out, params)
-
-
-def pretraining(**fields: Any) -> pretrain.Config:
-    return pretrain.Config(**{**SIZES, "total_steps": 40 * 4 * LENGTH, "learning_rate": 1e-2} | fields)
-
-
-def tuning(**fields: Any) -> sft.Config:
-    return sft.Config(**{**SIZES, "total_steps": 40 * 4 * LENGTH, "learning_rate": 1e-2} | fields)
+from tests.algorithms.tasks import LENGTH, VOCABULARY, pretraining, rows_task, text_task, tuning
 
 
 def by_hand(model: Any, params: Any, rows: Any) -> tuple[float, int]:
@@ -158,29 +126,6 @@ def test_every_epoch_sees_every_row_once() -> None:
     np.testing.assert_array_equal(first, np.broadcast_to(np.arange(size), first.shape))
 
 
-def test_members_of_a_sweep_are_single_runs_and_share_the_text() -> None:
-    task, rates = text_task(), [1e-3, 1e-2, 3e-2]
-    swept = engine.build(pretrain.make, task, pretraining(), {"learning_rate": np.asarray(rates)}, [4, 5, 6])
-    states, _, _ = swept.advance(swept.init(), 2)
-    found = checkpoint.leaves(swept.fetch(states))
-    for member, rate in enumerate(rates):
-        alone = engine.build(pretrain.make, task, pretraining(learning_rate=rate), {}, [4 + member])
-        states, _, _ = alone.advance(alone.init(), 2)
-        for name, leaf in checkpoint.leaves(alone.fetch(states)).items():
-            np.testing.assert_allclose(found[name][member], leaf[0], rtol=1e-4, atol=1e-6, err_msg=name)
-
-
-def test_the_text_is_an_argument_of_the_program() -> None:
-    task, config = text_task(), pretraining()
-
-    def step(frozen: Any, key: Any, state: Any) -> Any:
-        return pretrain.make(task, config, None, frozen).step(key, state)
-
-    state = jax.eval_shape(pretrain.make(task, config).init, jax.random.key(0))
-    closed = jax.make_jaxpr(step)(task.frozen, jax.random.key(0), state)
-    assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 1_000
-
-
 def test_adapters_leave_the_base_as_it_is() -> None:
     model = language_model(VOCABULARY, tuning())
     base = model.init(jax.random.key(9))
@@ -212,15 +157,10 @@ def test_head_alone_is_trained() -> None:
     [
         (pretrain.make, {"length": 60}, "length = 60: must be at most the 50 tokens of held_out"),
         (pretrain.make, {"num_micro": 3}, "num_micro = 3: must divide batch_size = 4"),
-        (pretrain.make, {"num_heads": 5}, "num_heads"),
-        (pretrain.make, {"dtype": "float16"}, "dtype"),
-        (pretrain.make, {"learning_rate": -1.0}, "learning_rate"),
-        (pretrain.make, {"warmup_fraction": 0.0}, "warmup_fraction"),
         (sft.make, {"length": 13}, f"length = 13: must be {LENGTH}, as the rows of learn"),
         (sft.make, {"batch_size": 1_000, "num_micro": 1}, "batch_size = 1000: must be at most the"),
         (sft.make, {"train": "lora"}, "needs parameters to adapt"),
         (sft.make, {"train": "lroa"}, "did you mean lora"),
-        (sft.make, {"rank": 0}, "rank"),
     ],
 )
 def test_wrong_fields_are_one_line(make: Any, fields: dict[str, Any], says: str) -> None:
@@ -236,15 +176,6 @@ def test_a_task_and_an_environment_are_not_taken_for_each_other() -> None:
         rljax.train("pretrain", "CartPole-v1")
     with pytest.raises(ValueError, match="ppo needs an environment"):
         rljax.train("ppo", text_task())
-
-
-@pytest.mark.parametrize("module", [pretrain, sft])
-def test_the_four_names(module: Any) -> None:
-    assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
-    config = module.Config()
-    assert config.steps_per_iteration == config.batch_size * config.length
-    assert config.initial_steps == 0
-    assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
 
 
 def test_a_sweep_tells_the_loss_of_each_member(tmp_path: Any) -> None:

@@ -111,6 +111,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+# name -> what it differs in from T5. Encoders and decoders are of unlike depth, and 3 heads of 5 are not 16.
+T5 = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "d_kv": 5,
+    "d_ff": 28,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "layer_norm_epsilon": 1e-3,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+}
+T5_CASES: dict[str, dict[str, Any]] = {
+    "t5": {"feed_forward_proj": "relu"},
+    "t5_gated": {
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+    },
+    "t5_silu": {"feed_forward_proj": "gated-silu", "num_decoder_layers": 1},
+}
 NEW = 10  # tokens generated greedily
 
 
@@ -123,11 +149,23 @@ class Expected(NamedTuple):
     greedy: np.ndarray  # (2, NEW)
 
 
+class ExpectedT5(NamedTuple):
+    """What torch makes of a batch of two right-padded prompts and of completions to them."""
+
+    prompt: np.ndarray  # (2, P) int64
+    valid: np.ndarray  # (2, P) bool
+    completion: np.ndarray  # (2, T) int64
+    logits: np.ndarray  # (2, T, V) that predict the completions
+    greedy: np.ndarray  # (2, NEW)
+
+
 def build(name: str) -> Any:
     """The torch model of a case, every parameter random: norms and biases too."""
     import torch
     import transformers
 
+    if name in T5_CASES:
+        return build_t5(name)
     kind, changes = CASES[name]
     common = {} if kind in ("GPT2Config", "GPTNeoXConfig") else COMMON
     config = getattr(transformers, kind)(**{**common, **changes})
@@ -139,10 +177,29 @@ def build(name: str) -> Any:
     return model
 
 
-def expected(model: Any) -> Expected:
+def build_t5(name: str) -> Any:
+    import torch
+    import transformers
+
+    config = transformers.T5Config(**{**T5, **T5_CASES[name]})
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    if "tie_word_embeddings" in T5_CASES[name]:  # what its checkpoints have and its constructor has not
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+    torch.manual_seed(sum(map(ord, name)))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.4 * torch.randn_like(parameter))
+            if parameter.ndim == 1:
+                parameter.add_(1.0)
+    return model
+
+
+def expected(model: Any) -> Expected | ExpectedT5:
     """The answers of a torch model."""
     import torch
 
+    if model.config.is_encoder_decoder:
+        return expected_t5(model)
     draw = np.random.default_rng(3)
     prompt = draw.integers(2, 40, (2, 11))
     valid = np.arange(11)[None, :] >= np.asarray([[0], [4]])
@@ -155,7 +212,23 @@ def expected(model: Any) -> Expected:
     return Expected(prompt, valid, logits, greedy)
 
 
-def save(model: Any, folder: Path, answers: Expected) -> None:
+def expected_t5(model: Any) -> ExpectedT5:
+    import torch
+
+    draw = np.random.default_rng(3)
+    prompt, completion = draw.integers(2, 40, (2, 17)), draw.integers(2, 40, (2, 15))
+    valid = np.arange(17)[None, :] < np.asarray([[17], [6]])
+    inputs = {"input_ids": torch.tensor(prompt), "attention_mask": torch.tensor(valid).long()}
+    read = torch.tensor(np.pad(completion[:, :-1], [(0, 0), (1, 0)]))
+    with torch.no_grad():
+        logits = model(**inputs, decoder_input_ids=read).logits.numpy()
+        # Without a cache: that of transformers 5.24 has no room for a decoder deeper than its encoder.
+        settings = {"do_sample": False, "max_new_tokens": NEW, "use_cache": False}
+        greedy = model.generate(**inputs, **settings).numpy()[:, 1:]
+    return ExpectedT5(prompt, valid, completion, logits, greedy)
+
+
+def save(model: Any, folder: Path, answers: Expected | ExpectedT5) -> None:
     """A checkpoint with what torch makes of it."""
     model.save_pretrained(folder)
     np.savez_compressed(folder / "expected.npz", **answers._asdict())

@@ -1,9 +1,11 @@
 """Make tests/models/fixtures anew: tiny random checkpoints and what torch transformers makes of them.
 
-python -m tests.models.make_fixtures        # needs torch and transformers
+python -m tests.models.make_fixtures [NAME ...]    # all, or these; needs torch and transformers
 """
 
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.models.checkpoints import build, expected, save
@@ -22,11 +24,13 @@ NAMES = (
     "gemma3",
     "gpt2",
     "gpt_neox",
+    "t5",
+    "t5_gated",
 )
 
 
-def main() -> None:
-    for name in NAMES:
+def main(names: Sequence[str]) -> None:
+    for name in names or NAMES:
         folder = FIXTURES / name
         shutil.rmtree(folder, ignore_errors=True)
         model = build(name)
@@ -36,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -5,8 +5,12 @@ import gzip
 import itertools
 import json
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -282,6 +286,103 @@ def test_the_tokenizer_of_stories260k() -> None:
         assert tokenizer.decode(tokenizer.encode(string)) == string
     with pytest.raises(ValueError, match="not Unicode"):
         tokenizer.encode("\ud800")
+
+
+# --- trained byte pairs ------------------------------------------------------------------------------------
+
+LINES = ["the cat sat on the mat", "the hat of the cat", "that cat sat, and sat", "", "un été"] * 2
+
+
+@pytest.fixture(scope="module")
+def trained() -> text.Tokenizer:
+    pytest.importorskip("transformers")
+    return text.byte_pair_tokenizer(iter(LINES), 280)
+
+
+@given(st.lists(st.one_of(st.text(), st.sampled_from(["the cat", "<|pad|>", "<|endoftext|>", "é"]))))
+def test_byte_pairs_round_trip(trained: text.Tokenizer, parts: list[str]) -> None:
+    string = "".join(parts)
+    ids = trained.encode(string)
+    assert trained.decode(ids) == string
+    assert len(ids) <= len(string.encode())
+    assert all(0 <= token < 280 for token in ids)
+    assert trained.encode(string, add_special_tokens=True) == ids
+
+
+def test_byte_pairs_have_marks_and_unions(trained: text.Tokenizer) -> None:
+    assert trained[:5] == ("the byte-pair tokenizer of 280 tokens", 280, 0, 1, None)
+    assert trained.decode([*trained.encode("cat"), 1, 0]) == "cat<|endoftext|><|pad|>"
+    assert trained.decode([*trained.encode("cat"), 1, 0], skip_special_tokens=True) == "cat"
+    assert len(trained.encode("the cat sat")) == 3
+    assert len(trained.encode("qu")) == 2  # letters that it never read
+    with pytest.raises(ValueError, match="has no chat template"):
+        trained.chat(TALK)
+
+
+def test_every_union_is_of_the_most_frequent_pair(trained: text.Tokenizer, tmp_path) -> None:
+    """The definition, over words that begin with their space; of equals any may be the first."""
+    trained.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    assert [content["vocab"]["".join(merge)] for merge in content["merges"]] == list(range(258, 280))
+    found = [word for line in LINES for word in re.findall(r" ?[a-zé]+| ?,", line)]
+    words = [list(word.encode().decode("latin-1").replace(" ", "Ġ")) for word in found]
+    for pair in content["merges"]:
+        counts = Counter(two for word in words for two in itertools.pairwise(word))
+        assert counts[tuple(pair)] == max(counts.values())
+        for word in words:
+            for place in range(len(word) - 1, 0, -1):
+                if word[place - 1 : place + 1] == pair:
+                    word[place - 1 : place + 1] = ["".join(pair)]
+
+
+def test_byte_pairs_depend_on_the_texts_alone(trained: text.Tokenizer, tmp_path) -> None:
+    """Not on their order, nor on the hashes of one process."""
+    again = text.byte_pair_tokenizer(sorted(LINES), 280)
+    for tokenizer, folder in ((trained, "first"), (again, "again")):
+        tokenizer.save(tmp_path / folder)
+    code = f"from rljax import text; text.byte_pair_tokenizer({LINES}, 280).save({str(tmp_path / 'other')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    files = [(tmp_path / folder / "tokenizer.json").read_bytes() for folder in ("first", "again", "other")]
+    assert files[0] == files[1] == files[2]
+
+
+def test_trained_byte_pairs_are_saved_exactly(trained: text.Tokenizer, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    trained.save(tmp_path)
+    again = text.load_tokenizer(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert again[1:5] == trained[1:5]
+    for string in ("the cat sat", "  é🦙\n\n\tx<|endoftext|>", "", *LINES):
+        ids = trained.encode(string)
+        assert again.encode(string) == theirs.encode(string) == ids
+        assert again.decode(ids) == string
+        assert again.decode([1, *ids], True) == trained.decode(ids, True)
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "kind", "complaint"),
+    [
+        ([], 300, ValueError, "no texts to learn from"),
+        (["", ""], 300, ValueError, "no texts to learn from"),
+        (["ab", "c\ud800"], 300, ValueError, r"text 1 is not Unicode at place 1: '\\ud800'"),
+        (["ab", b"cd"], 300, TypeError, "text 1 is bytes, must be a string"),
+        ("the cat", 300, ValueError, "texts is one string: pass a list"),
+        (["ab"], 257, ValueError, "vocab_size = 257: must be an integer of at least 258"),
+        (["ab"], 300.0, ValueError, r"vocab_size = 300\.0: must be an integer"),
+        (["ab ab"], 300, ValueError, "vocab_size = 300: the texts have pairs for 260 tokens; pass more"),
+    ],
+)
+def test_what_byte_pairs_cannot_be_learnt_from(texts, size, kind, complaint) -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(kind, match=complaint) as caught:
+        text.byte_pair_tokenizer(texts, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_byte_pairs_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r'pip install "rljax\[text\]"'):
+        text.byte_pair_tokenizer(LINES, 280)
 
 
 # --- chat templates ----------------------------------------------------------------------------------------

@@ -236,7 +236,7 @@ def logical_axes(params: PyTree) -> PyTree:
     """The name of every axis of every parameter (arrays or their shapes), as a like tree of tuples.
 
     Names: vocabulary, embed, heads (of queries, with their dimensions), kv_heads, mlp, layers; None for an
-    axis that is too short to share among devices. Map them to mesh axes with a dictionary.
+    axis that is too short to share among devices. `rljax.runs.mesh.shardings` maps them to mesh axes.
     """
 
     def names(path: tuple, leaf: Any) -> tuple[str | None, ...]:
