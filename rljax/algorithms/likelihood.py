@@ -15,6 +15,7 @@ from rljax.math import optimization, schedules
 from rljax.models.optimization import accumulate, decay_mask
 from rljax.models.token_losses import cross_entropy
 from rljax.models.transformer import Layer, TransformerConfig, transformer
+from rljax.text.data import Block
 from rljax.types import Array, Key, LanguageModel, Mean, Policy, PyTree
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -39,6 +40,14 @@ def check(config: Any) -> None:
     checks.choice(config, "schedule", schedules.SCHEDULES)
     if config.batch_size % config.num_micro:
         checks.complain(config, "num_micro", f"must divide batch_size = {config.batch_size}")
+
+
+def check_block(config: Any, block: Block) -> None:
+    """The rows of a stream are of the Config's sizes. ValueError naming the field that is wrong."""
+    _, *sizes = block.rows.tokens.shape
+    for name, size in zip(("batch_size", "length"), sizes, strict=True):
+        if getattr(config, name) != size:
+            checks.complain(config, name, f"must be {size}, as the batches of the stream")
 
 
 def language_model(vocab_size: int, config: Any) -> LanguageModel:

@@ -103,13 +103,15 @@ def make(
     checks.count(config, "rank")
     checks.choice(config, "train", ADAPTATIONS)
     frozen = task.frozen if frozen is None else frozen
-    for name in ("learn", "held_out"):
-        width = frozen[name].tokens.shape[1]
-        if config.length != width:
-            checks.complain(config, "length", f"must be {width}, as the rows of {name}")
-    number = frozen["learn"].tokens.shape[0]
-    if config.batch_size > number:
+    learn = frozen["learn"]
+    if isinstance(learn, data.Block):
+        likelihood.check_block(config, learn)
+    elif config.batch_size > (number := learn.tokens.shape[0]):
         checks.complain(config, "batch_size", f"must be at most the {number} rows there are to learn")
+    for name in ("learn", "held_out"):
+        rows = frozen[name].rows if isinstance(frozen[name], data.Block) else frozen[name]
+        if config.length != (width := rows.tokens.shape[-1]):
+            checks.complain(config, "length", f"must be {width}, as the rows of {name}")
     model = network or task.model or language_model(task.vocab_size, config)
     adaptation = ADAPTATIONS[config.train](config)
     if adaptation is not None:
@@ -125,7 +127,7 @@ def make(
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         del key
-        rows = Rows(*data.batch(state.order, state.iteration, frozen["learn"], config.batch_size))
+        rows = chosen(learn, state, config.batch_size)
         params, opt_state, loss, norm = likelihood.update(
             model, state.params, state.opt_state, rows, state.iteration, config
         )
@@ -139,6 +141,13 @@ def make(
         return likelihood.measure(model, state.params, Rows(*rows), config)
 
     return Algorithm(init, step, policy, measure=measure)
+
+
+def chosen(learn: data.Packed | data.Block, state: State, batch_size: int) -> Rows:
+    """The rows of one iteration: of all that are in memory in the order of their epoch, or of a block."""
+    if isinstance(learn, data.Block):
+        return Rows(*data.block_batch(learn, state.iteration))
+    return Rows(*data.batch(state.order, state.iteration, learn, batch_size))
 
 
 def read(corpus: Corpus, config: Config) -> Task:
@@ -155,4 +164,4 @@ def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree,
     """What is learnt and what is held out: packed rows, of an encoder-decoder pairs."""
     if base.model is not None and isinstance(base.model.config, Seq2SeqConfig):
         return corpora.pairs(corpus, base.tokenizer, config.length)
-    return corpora.packed(corpus, base.tokenizer, config.length)
+    return corpora.packed(corpus, base.tokenizer, config)

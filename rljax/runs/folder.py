@@ -18,9 +18,8 @@ import jax
 import numpy as np
 
 from rljax.checks import RunError, show
-from rljax.models import huggingface
 from rljax.runs.checkpoint import sha256_of, write_json
-from rljax.types import Task
+from rljax.types import Feed, Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "config.json",
@@ -83,8 +82,9 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def sums(task: Task) -> dict[str, str]:
-    """The sha256 of each of a task's arrays."""
-    return {name: sha256_of(part) for name, part in task.frozen.items()}
+    """The sha256 of each of a task's arrays; of a Feed that of its files."""
+    fed = {"learn": task.learn.sha256} if isinstance(task.learn, Feed) else {}
+    return {name: sha256_of(part) for name, part in task.frozen.items() if name not in fed} | fed
 
 
 def keep(run: Path, task: Task) -> None:
@@ -95,6 +95,8 @@ def keep(run: Path, task: Task) -> None:
     if task.tokenizer is not None:
         task.tokenizer.save(run / TOKENIZER)
     if task.model is not None:
+        from rljax.models import huggingface
+
         with suppress(ValueError):
             huggingface.save_config(run / MODEL, task.model, task.generation)
 

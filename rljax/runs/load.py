@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
 from rljax.runs import checkpoint, engine, folder, presets
-from rljax.text import Corpus
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
+
+if TYPE_CHECKING:
+    from rljax.text import Corpus
 
 # Config fields that decide what is read of a corpus.
 READ = ("length", "batch_size", "dtype", "architecture")
@@ -57,6 +59,8 @@ def setup(
 
     Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
+    from rljax.text import Corpus
+
     module = algorithms.get(algorithm)
     if isinstance(env, Task | Corpus) != (algorithm in algorithms.TEXT):
         needs = "an environment"
@@ -165,6 +169,8 @@ def description(
 def _world(told: dict[str, Any], module: ModuleType, config: Any) -> Env | Task:
     """What a run was trained on, made or read again."""
     if "task" in told:
+        from rljax.text import Corpus
+
         return module.read(Corpus(**told["corpus"]), config)
     return envs.make(told["env"], **told["env_arguments"])
 
