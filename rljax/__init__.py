@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from rljax.runs.engine import run as run
     from rljax.runs.evaluate import evaluate as evaluate
     from rljax.runs.load import load as load
+    from rljax.runs.pretrained import language_model as language_model
     from rljax.runs.render import render as render
     from rljax.runs.report import report as report
     from rljax.runs.sweep import sweep as sweep
@@ -58,6 +59,7 @@ _FUNCTIONS = {
     "sweep": "rljax.runs.sweep",
     "evaluate": "rljax.runs.evaluate",
     "load": "rljax.runs.load",
+    "language_model": "rljax.runs.pretrained",
     "report": "rljax.runs.report",
     "render": "rljax.runs.render",
 }

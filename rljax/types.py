@@ -76,12 +76,23 @@ class Env(NamedTuple):
     source: Any = None  # what it was adapted from: (gymnax environment, its parameters), or a tabular.MDP
 
 
+class Feed(NamedTuple):
+    """Rows that are read while they are learnt, a block at a time, in place of those of a `Task`."""
+
+    blank: PyTree  # a block of zeros: the shapes that the program is compiled for
+    iterations: int  # that one block is for, K
+    init: Callable[[], dict[str, int]]  # () -> where the first block begins, as JSON can say it
+    # (where a block begins) -> (where the next one does, the block as numpy arrays)
+    next: Callable[[Mapping[str, int]], tuple[dict[str, int], PyTree]]
+    sha256: str = ""  # of the files and how they are read, so that another order of data is noticed
+
+
 class Task(NamedTuple):
     """Text to learn from. Arrays reach the algorithm as its `frozen` argument, never as constants."""
 
     name: str
     vocab_size: int
-    learn: PyTree  # a text (M,) of token ids, or rows packed by `rljax.text.data`
+    learn: PyTree  # a text (M,) of token ids, or rows packed by `rljax.text.data`, or a Feed of them
     held_out: PyTree  # the same, never learnt from
     params: PyTree = None  # of a model to start from, or to adapt
     host: bool = False
@@ -92,9 +103,10 @@ class Task(NamedTuple):
 
     @property
     def frozen(self) -> dict[str, PyTree]:
-        """What of it is arrays."""
+        """What of it is arrays; of a Feed, a block of zeros."""
         params = {} if self.params is None else {"params": self.params}
-        return {"learn": self.learn, "held_out": self.held_out} | params
+        learn = self.learn.blank if isinstance(self.learn, Feed) else self.learn
+        return {"learn": learn, "held_out": self.held_out} | params
 
 
 class Network(NamedTuple):

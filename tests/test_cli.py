@@ -166,6 +166,9 @@ def test_text_algorithms_take_a_corpus(calls):
     )
     assert given == {"train": "lora", "patterns": ("a/*", "b")}
     assert keywords["out"] == Path("runs/sft-a+1")
+    line = "train pretrain --data a.jsonl --held-out b.jsonl --stream --order 3 --window 10 --block 2"
+    assert run(line) == 0
+    assert calls[1][1][1] == text.Corpus("a.jsonl", "b.jsonl", stream=True, order=3, window=10, block=2)
 
 
 def test_a_default_folder_is_a_new_one(calls, tmp_path):
@@ -351,6 +354,7 @@ def test_every_option_of_train_has_help(capsys, monkeypatch):
         ("list environments CartPol-v1", "did you mean CartPole-v1?"),
         ("train ppo", "--env NAME"),
         ("train sft", "Add --data FILE"),
+        ("train sft --data a.txt --held-out-fraction 0", "held_out_fraction = 0: must be above 0"),
         ("train sft --data a.txt --env X", "sft learns text: add --data FILE in place of --env"),
         ("sweep pretrain --env=X", "pretrain learns text"),
         ("train ppo --data a.txt", "ppo learns in an environment: add --env NAME in place of --data"),

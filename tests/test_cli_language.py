@@ -1,4 +1,4 @@
-"""`rljax generate` and `rljax convert`, on the small checkpoints of tests/models/fixtures."""
+"""The commands for language models, on text and on the small checkpoints of tests/models/fixtures."""
 
 import json
 import shutil
@@ -88,6 +88,24 @@ def test_a_character_of_several_tokens_comes_whole() -> None:
     decode = lambda ids, skip_special_tokens=False: bytes(ids).decode(errors="replace")
     assert list(language.pieces(decode, [raw[0]], raw[1:])) == ["a", "é", "€", "b", ""]
     assert list(language.without([5, 6, 7], [6])) == [5]
+
+
+def test_from_a_file_to_text_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ab.txt").write_text("ab" * 500)
+    sizes = "--config.length 8 --config.hidden-size 16 --config.num-layers 1 --config.learning-rate 3e-2"
+    assert main(f"train pretrain --data ab.txt --steps 5e4 --no-progress {sizes}".split()) == 0
+    told = capsys.readouterr().out
+    assert "pretrain on ab: 50,176 steps per seed" in told
+    assert "rljax generate runs/pretrain-ab" in told
+    assert main(["generate", "runs/pretrain-ab", "--prompt", "aba", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "abababab\n"
+    assert main(["evaluate", "runs/pretrain-ab"]) == 0
+    assert "(1 seed x 12 rows)" in capsys.readouterr().out
+    assert main(["generate", "runs/pretrain-ab", "--prompt", "xyz"]) == 2
+    assert "is not in the character tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not STORIES.is_dir(), reason="needs the weights of ../shared/data")

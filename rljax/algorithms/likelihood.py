@@ -15,7 +15,7 @@ from rljax.math import optimization, schedules
 from rljax.math.losses import cross_entropy
 from rljax.models.optimization import accumulate, decay_mask
 from rljax.models.token_losses import per_token, weighted_sum
-from rljax.text.data import Pairs
+from rljax.text.data import Block, Pairs
 from rljax.types import Array, Dropout, Key, LanguageModel, Mean, Policy, PyTree
 
 TOKENS = 1024  # that are computed at a time on a CPU, whose caches they then fit in
@@ -44,6 +44,14 @@ def check(config: Any) -> None:
     checks.choice(config, "schedule", schedules.SCHEDULES)
     if config.num_micro and config.batch_size % config.num_micro:
         checks.complain(config, "num_micro", f"must divide batch_size = {config.batch_size}")
+
+
+def check_block(config: Any, block: Block) -> None:
+    """The rows of a stream are of the Config's sizes. ValueError naming the field that is wrong."""
+    _, *sizes = block.rows.tokens.shape
+    for name, size in zip(("batch_size", "length"), sizes, strict=True):
+        if getattr(config, name) != size:
+            checks.complain(config, name, f"must be {size}, as the batches of the stream")
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:

@@ -6,9 +6,9 @@ by AdamW, with a rising then falling learning rate. One step is one update from 
 tokens, drawn uniformly with the iteration's own key: a resumed run sees the same rows without remembering
 anything. Steps are tokens: batch_size × length per update.
 
-The task is a `Task` whose `learn` and `held_out` are texts (M,) of token ids. Without a network or a model of
-the task the model is a Llama of this Config's sizes; `frozen["params"]`, where there is one, are parameters
-to go on from.
+The task is a `Task` whose `learn` and `held_out` are texts (M,) of token ids; what is learnt may be a Feed of
+packed rows instead, in the order of the stream. Without a network or a model of the task the model is a Llama
+of this Config's sizes; `frozen["params"]`, where there is one, are parameters to go on from.
 
 Differs from the literature: dropout is of what enters the residual stream, not of attention's weights; the
 loss is a mean over all tokens of the batch, whatever num_micro.
@@ -16,6 +16,7 @@ loss is a mean over all tokens of the batch, whatever num_micro.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from rljax.algorithms.likelihood import Rows
 from rljax.models.language_models import language_model
 from rljax.text import Corpus
 from rljax.text import corpus as corpora
-from rljax.text.data import Example
+from rljax.text.data import Block, Example, block_batch
 from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
 
@@ -90,7 +91,12 @@ def make(
     """
     likelihood.check(config)
     frozen = task.frozen if frozen is None else frozen
+    learn = frozen["learn"]
+    if isinstance(learn, Block):
+        likelihood.check_block(config, learn)
     for name in ("learn", "held_out"):
+        if isinstance(frozen[name], Block):
+            continue
         if frozen[name].ndim != 1 or frozen[name].size < config.length:
             checks.complain(config, "length", f"must be at most the {frozen[name].size} tokens of {name}")
     model = network or task.model or language_model(task.vocab_size, config)
@@ -100,10 +106,8 @@ def make(
         return State(params, likelihood.optimizer(config).init(params), jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        last = frozen["learn"].size - config.length
         rows_key, dropout_key = jax.random.split(key)
-        starts = jax.random.randint(rows_key, (config.batch_size,), 0, last + 1)
-        rows = cut(frozen["learn"], starts, config.length)
+        rows = chosen(rows_key, learn, state.iteration, config)
         params, opt_state, loss, norm = likelihood.update(
             model, state.params, state.opt_state, rows, dropout_key, state.iteration, config
         )
@@ -121,8 +125,17 @@ def make(
     return Algorithm(init, step, policy, measure=measure)
 
 
+def chosen(key: Key, learn: Array | Block, iteration: Array, config: Config) -> Rows:
+    """The rows of one iteration: from anywhere in a text, or those of a block."""
+    if isinstance(learn, Block):
+        return Rows(*block_batch(learn, iteration))
+    starts = jax.random.randint(key, (config.batch_size,), 0, learn.size - config.length + 1)
+    return cut(learn, starts, config.length)
+
+
 def read(corpus: Corpus, config: Config) -> Task:
-    """The task of a corpus: its documents one after the other, with the tokenizer's end token between them.
+    """The task of a corpus: its documents one after the other, with the tokenizer's end token between them;
+    of a stream, rows in which a document does not see the one before it.
 
     Raises: FileNotFoundError; ValueError in one line, also naming a field of `corpus` that is of sft alone.
     """
@@ -136,6 +149,9 @@ def read(corpus: Corpus, config: Config) -> Task:
         tokens = np.concatenate([document.tokens for document in documents])
         return jnp.asarray(tokens[:-1] if tokens[-1] == base.tokenizer.eos_id else tokens)
 
+    if corpus.stream:
+        learn = corpora.feed(replace(corpus, loss="all", packing="sequential"), base.tokenizer, config)
+        return corpora.task(corpus, base, learn, joined(corpora.measured(corpus, base.tokenizer)))
     learn, held_out = corpora.documents(corpus, base.tokenizer)
     return corpora.task(corpus, base, joined(learn), joined(held_out))
 

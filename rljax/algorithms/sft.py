@@ -115,13 +115,15 @@ def make(
     checks.count(config, "rank", "prefix_length")
     checks.choice(config, "train", ADAPTATIONS)
     frozen = task.frozen if frozen is None else frozen
-    for name in ("learn", "held_out"):
-        width = sum(rows.shape[1] for rows in tokens_of(frozen[name]))
-        if config.length != width:
-            checks.complain(config, "length", f"must be {width}, as the rows of {name}")
-    number = tokens_of(frozen["learn"])[0].shape[0]
-    if config.batch_size > number:
+    learn = frozen["learn"]
+    if isinstance(learn, data.Block):
+        likelihood.check_block(config, learn)
+    elif config.batch_size > (number := tokens_of(learn)[0].shape[0]):
         checks.complain(config, "batch_size", f"must be at most the {number} rows there are to learn")
+    for name in ("learn", "held_out"):
+        rows = frozen[name].rows if isinstance(frozen[name], data.Block) else frozen[name]
+        if config.length != (width := sum(tokens.shape[-1] for tokens in tokens_of(rows))):
+            checks.complain(config, "length", f"must be {width}, as the rows of {name}")
     model = network or task.model or language_model(task.vocab_size, config)
     adaptation = ADAPTATIONS[config.train](config, model)
     if adaptation is not None:
@@ -136,7 +138,7 @@ def make(
         return State(params, likelihood.optimizer(config).init(params), order, jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        rows = as_rows(data.batch(state.order, state.iteration, frozen["learn"], config.batch_size))
+        rows = chosen(learn, state, config.batch_size)
         params, opt_state, loss, norm = likelihood.update(
             model, state.params, state.opt_state, rows, key, state.iteration, config
         )
@@ -157,6 +159,13 @@ def tokens_of(rows: data.Packed | data.Pairs) -> tuple[Array, ...]:
     return (rows.prompt, rows.completion) if isinstance(rows, data.Pairs) else (rows.tokens,)
 
 
+def chosen(learn: data.Packed | data.Pairs | data.Block, state: State, batch_size: int) -> Rows | data.Pairs:
+    """The rows of one iteration: of all that are in memory in the order of their epoch, or of a block."""
+    if isinstance(learn, data.Block):
+        return Rows(*data.block_batch(learn, state.iteration))
+    return as_rows(data.batch(state.order, state.iteration, learn, batch_size))
+
+
 def as_rows(rows: data.Packed | data.Pairs) -> Rows | data.Pairs:
     return rows if isinstance(rows, data.Pairs) else Rows(*rows)
 
@@ -175,7 +184,9 @@ def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree,
     """What is learnt and what is held out: packed rows, of an encoder-decoder pairs, half of a row each."""
     model = base.model or language_model(base.tokenizer.vocab_size, config)
     if isinstance(model.config, Seq2SeqConfig):
+        if corpus.stream:
+            checks.complain(corpus, "stream", "is of packed rows, not of an encoder-decoder's pairs")
         if config.length % 2:
             checks.complain(config, "length", "must be even: half is of prompts, half of completions")
         return corpora.pairs(corpus, base.tokenizer, config.length // 2)
-    return corpora.packed(corpus, base.tokenizer, config.length)
+    return corpora.packed(corpus, base.tokenizer, config)

@@ -10,12 +10,17 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from rljax.cli.options import Count, Optional, kind, real
+from rljax.cli.options import Count, Optional, kind, real, whole
 
 Model = Annotated[
     Positional[str],
-    arg(metavar="MODEL", help="A folder with a model (of Hugging Face or llama2.c), or a repository."),
+    arg(
+        metavar="MODEL",
+        help="A run of pretrain or sft, a folder of Hugging Face or llama2.c, or a repository.",
+    ),
 ]
+Member = Annotated[int | None, kind(whole, "INT"), arg(help_behavior_hint="(default: the first)")]
+Checkpoint = Annotated[int | None, kind(whole, "ITERATION"), arg(help_behavior_hint="(default: the newest)")]
 Real = Annotated[float, kind(real, "FLOAT")]
 DTYPES = ("float32", "bfloat16")
 
@@ -27,7 +32,10 @@ class Generate:
     model: Model
     # What the model continues. Without it nothing but the mark that begins a text.
     prompt: str = ""
-    max_new_tokens: Count = 256  # It ends sooner at a stop token.
+    # It ends sooner at a stop token.
+    max_new_tokens: Annotated[
+        int | None, kind(whole, "INT"), arg(help_behavior_hint="(default: 256, or what there is room for)")
+    ] = None
     temperature: Real = 1.0  # 0 takes the most probable token.
     # Draw from so many of the most probable tokens only.
     top_k: Annotated[int | None, kind(int, "INT"), Optional] = None
@@ -36,25 +44,31 @@ class Generate:
     seed: Count = 0  # Of what is drawn.
     # Of activations and parameters.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # Whose parameters, of a run.
+    member: Member = None
+    # The checkpoint of this iteration, of a run.
+    checkpoint: Checkpoint = None
 
     def run(self) -> None:
         import jax
-        import jax.numpy as jnp
 
         from rljax import text
 
-        model, params, tokenizer, generation = text.load_pretrained(self.model, dtype=jnp.dtype(self.dtype))
+        loaded = load(self.model, self.dtype, self.member, self.checkpoint)
+        model, params, tokenizer, generation = loaded
         prompt = tokenizer.encode(self.prompt, add_special_tokens=True)
         if not prompt:
             begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
             if begin is None:
                 raise ValueError(f"{self.model} has no mark that begins a text: give a --prompt")
             prompt = [begin]
+        room = (getattr(model.config, "max_positions", None) or 2**30) - len(prompt)
+        new = max(1, min(256, room)) if self.max_new_tokens is None else self.max_new_tokens
         settings = text.Sampling(
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=new,
         )
         key = jax.random.key(self.seed)
         tokens = text.stream(model, params, key, prompt, settings, generation.stop_ids)
@@ -71,19 +85,38 @@ class Convert:
     folder: Annotated[Positional[Path], arg(metavar="FOLDER", help="A new folder.")]
     # Of the parameters that are written.
     dtype: Literal["float32", "bfloat16"] = "float32"
+    # Whose parameters, of a run.
+    member: Member = None
+    # The checkpoint of this iteration, of a run.
+    checkpoint: Checkpoint = None
 
     def run(self) -> None:
-        import jax.numpy as jnp
-
-        from rljax import text
         from rljax.models import huggingface
 
         if self.folder.exists():
             raise ValueError(f"{self.folder} is already there: choose a new folder")
-        model, params, tokenizer, generation = text.load_pretrained(self.model, dtype=jnp.dtype(self.dtype))
+        loaded = load(self.model, self.dtype, self.member, self.checkpoint)
+        model, params, tokenizer, generation = loaded
         huggingface.save(self.folder, model, params, generation)
         tokenizer.save(self.folder)
         print(self.folder)
+
+
+def load(source: str, dtype: str, member: int | None, checkpoint: int | None) -> Any:
+    """The language model of a run, of a folder or of a repository, as a `text.Pretrained`.
+
+    Raises: ValueError or FileNotFoundError in one line.
+    """
+    import jax.numpy as jnp
+
+    from rljax import text
+    from rljax.runs import folder, pretrained
+
+    if folder.is_run(source):
+        return pretrained.language_model(source, member or 0, checkpoint, dtype=jnp.dtype(dtype))
+    if member is not None or checkpoint is not None:
+        raise ValueError(f"{source} is no run: --member and --checkpoint are of runs")
+    return text.load_pretrained(source, dtype=jnp.dtype(dtype))
 
 
 def without(tokens: Iterable[int], stop_ids: Iterable[int]) -> Iterator[int]:

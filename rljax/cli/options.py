@@ -199,7 +199,11 @@ class Training:
         """The fields of a corpus that the command line gives."""
         corpus = getattr(self, "corpus", None)
         given = {} if corpus is None else dataclasses.asdict(corpus)
-        return {name: value for name, value in given.items() if value not in (None, (), False)}
+        return {
+            name: value
+            for name, value in given.items()
+            if value is not None and value is not False and value != ()
+        }
 
     def keywords(self, world: Any, prefix: str = "") -> dict[str, Any]:
         """The arguments that rljax.train and rljax.sweep share."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +80,8 @@ def weighted_sum(
     _check(hidden, chunk, (weights, inputs))
     cut, whole, _ = _chunks(*hidden.shape[:2], chunk)
     leaves, structure = jax.tree.flatten(params)
-    one = jax.ShapeDtypeStruct((1, 1, hidden.shape[-1]), hidden.dtype)
-    read = jax.tree.leaves(reads(lambda p: model.logits(p, jnp.zeros(one.shape, one.dtype)), params))
+    one = lambda params: model.logits(params, jnp.zeros((1, 1, hidden.shape[-1]), hidden.dtype))
+    read = jax.tree.leaves(reads(one, params))
     rest = [None if mine else jax.lax.stop_gradient(leaf) for leaf, mine in zip(leaves, read, strict=True)]
 
     def losses(head: list[Array], rest: list[Array | None], hidden: Array, inputs: PyTree) -> Array:
@@ -93,7 +94,8 @@ def weighted_sum(
     ) -> tuple[Array, tuple[list[Array], Array]]:
         def step(sums: tuple, part: tuple) -> tuple[tuple, Array]:
             hidden, weights, inputs = part
-            loss, pull = jax.vjp(lambda head, hidden: losses(head, rest, hidden, inputs), head, hidden)
+            of = lambda head, hidden: losses(head, rest, hidden, inputs)
+            loss, pull = jax.vjp(of, head, hidden)
             to_head, to_hidden = pull(weights.astype(loss.dtype))
             add = lambda total, x: total + x.astype(jnp.float32)
             sums = sums[0] + jnp.sum(weights * loss), jax.tree.map(add, sums[1], to_head)
@@ -112,7 +114,7 @@ def weighted_sum(
         head = [leaf for leaf, mine in zip(leaves, read, strict=True) if mine]
         return jax.tree.map(scale, saved[0], head), scale(saved[1], hidden), None, None, None
 
-    fused = jax.custom_vjp(value)
+    fused: Any = jax.custom_vjp(value)
     fused.defvjp(forward, backward)
     head = [leaf for leaf, mine in zip(leaves, read, strict=True) if mine]
     return fused(head, hidden, rest, jax.lax.stop_gradient(weights), jax.lax.stop_gradient(inputs))

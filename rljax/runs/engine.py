@@ -30,11 +30,12 @@ class Program(NamedTuple):
     init: Callable[[], PyTree]  # () -> states (S, ...)
     advance: Callable[
         ..., tuple[PyTree, PyTree, Array]
-    ]  # (states, n, retry) -> (states, summed metrics, first bad iteration)
+    ]  # (states, n, retry, learn=None) -> (states, summed metrics, first bad iteration); `learn` is of a Feed
     evaluate: Callable[
         ..., tuple[Array, Array, Array]
     ]  # (states, salt, episodes, greedy) -> returns, lengths, complete (S, E); of a Task losses, tokens, True
     place: Callable[[PyTree], PyTree]  # states (S, ...) of the host -> on the devices
+    share: Callable[[PyTree], PyTree]  # what all members have in common -> on all devices
     fetch: Callable[[PyTree], PyTree]  # anything (S, ...) -> numpy without the padding
     unhost: Callable[[PyTree], PyTree]  # what `fetch` made of states -> states, with typed keys again
     compile_seconds: Callable[[], float]  # spent so far
@@ -187,8 +188,9 @@ def build(
         arguments = ((base, frozen), varied, init_keys)
         return compiled("init", init, arguments)(*arguments)
 
-    def go(states: PyTree, n: int, retry: int = 0) -> tuple[PyTree, PyTree, Array]:
-        shared = (base, frozen, *share((np.int32(n), np.int32(retry), states.iteration[0])))
+    def go(states: PyTree, n: int, retry: int = 0, learn: PyTree = None) -> tuple[PyTree, PyTree, Array]:
+        given = frozen if learn is None else frozen | {"learn": learn}
+        shared = (base, given, *share((np.int32(n), np.int32(retry), states.iteration[0])))
         arguments = (shared, varied, run_keys, states)
         return compiled("advance", advance, arguments, donate=(3,))(*arguments)
 
@@ -210,6 +212,7 @@ def build(
         advance=go,
         evaluate=judge,
         place=place,
+        share=share,
         fetch=lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree)),
         unhost=lambda tree: jax.tree.map(unhosted, tree, shapes()),
         compile_seconds=lambda: spent[0],

@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from rljax.checks import RunError, show
 from rljax.runs.checkpoint import sha256_of, write_json
-from rljax.types import Task
+from rljax.types import Feed, Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "config.json",
@@ -28,7 +28,7 @@ CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "metrics.jsonl",
     "checkpoints",
 )
-TOKENIZER = "tokenizer"
+TOKENIZER, MODEL = "tokenizer", "model"
 FROZEN = {
     "learn": "the text to learn is",
     "held_out": "the held-out text is",
@@ -50,6 +50,7 @@ def describe(
 ) -> dict[str, Any]:
     """The content of config.json for a `load.Setup`."""
     values = {field.name: plain(getattr(setup.config, field.name)) for field in fields(setup.config)}
+    own_model = setup.own_env and isinstance(setup.env, Task) and setup.env.model is not None
     return {
         "algorithm": setup.algorithm,
         **(_task(setup.env) if isinstance(setup.env, Task) else _env(setup)),
@@ -57,7 +58,7 @@ def describe(
         "swept": list(swept),
         "seeds": seeds,
         "preset": setup.preset,
-        "own": ["env"] * setup.own_env + ["network"] * own_network,
+        "own": ["env"] * setup.own_env + ["model"] * own_model + ["network"] * own_network,
         "initial_steps": setup.config.initial_steps,
         "steps_per_iteration": setup.config.steps_per_iteration,
         "iterations": iterations,
@@ -81,14 +82,23 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def sums(task: Task) -> dict[str, str]:
-    """The sha256 of each of a task's arrays."""
-    return {name: sha256_of(part) for name, part in task.frozen.items()}
+    """The sha256 of each of a task's arrays; of a Feed that of its files."""
+    fed = {"learn": task.learn.sha256} if isinstance(task.learn, Feed) else {}
+    return {name: sha256_of(part) for name, part in task.frozen.items() if name not in fed} | fed
 
 
 def keep(run: Path, task: Task) -> None:
-    """Write what a run of a task needs to be talked to: its tokenizer, if it has one."""
+    """Write what a run of a task needs to be talked to: its tokenizer, and what its model is, if it has them.
+
+    A model of the user's own that no checkpoint of Hugging Face can describe is left out.
+    """
     if task.tokenizer is not None:
         task.tokenizer.save(run / TOKENIZER)
+    if task.model is not None:
+        from rljax.models import huggingface
+
+        with suppress(ValueError):
+            huggingface.save_config(run / MODEL, task.model, task.generation)
 
 
 def world(about: dict[str, Any]) -> str:
@@ -116,6 +126,17 @@ def changed(old: dict[str, Any], sums: dict[str, str]) -> str | None:
     there = old.get("frozen", {})
     names = [name for name in FROZEN if there.get(name) != sums.get(name)]
     return f"{FROZEN[names[0]]} not the same as there (by sha256)" if names else None
+
+
+def is_run(path: Path | str) -> bool:
+    """Whether this is a folder that train or sweep wrote; a model's has a config.json, too."""
+    if (Path(path) / "sweep.json").is_file():
+        return True
+    try:
+        told = json.loads((Path(path) / CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and {"algorithm", "seeds"} <= told.keys()
 
 
 def read(run: Path | str) -> dict[str, Any]:

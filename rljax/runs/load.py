@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
 from rljax.runs import checkpoint, engine, folder, presets
-from rljax.text import Corpus
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
+
+if TYPE_CHECKING:
+    from rljax.text import Corpus
 
 # Config fields that decide what is read of a corpus.
 READ = ("length", "batch_size", "dtype", "architecture")
@@ -57,6 +59,8 @@ def setup(
 
     Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
+    from rljax.text import Corpus
+
     module = algorithms.get(algorithm)
     if isinstance(env, Task | Corpus) != (algorithm in algorithms.TEXT):
         needs = "an environment"
@@ -151,6 +155,31 @@ def description(
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
+    module, config, swept = configured(run, told)
+    world = _world(told, module, config) if env is None else env
+    if isinstance(world, Task) != ("task" in told):
+        raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
+    if isinstance(world, Task) and (wrong := folder.changed(told, folder.sums(world))):
+        raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
+    arguments = told.get("env_arguments", {})
+    found = Setup(told["algorithm"], module, folder.world(told), world, arguments, config, told["preset"])
+    return told, found, swept
+
+
+def _world(told: dict[str, Any], module: ModuleType, config: Any) -> Env | Task:
+    """What a run was trained on, made or read again."""
+    if "task" in told:
+        from rljax.text import Corpus
+
+        return module.read(Corpus(**told["corpus"]), config)
+    return envs.make(told["env"], **told["env_arguments"])
+
+
+def configured(run: Path | str, told: dict[str, Any]) -> tuple[ModuleType, Any, dict[str, Any]]:
+    """The algorithm of a run, the Config of its first member, and what differs between members.
+
+    Raises: ValueError naming a field that there is no longer.
+    """
     module = algorithms.get(told["algorithm"])
     known = {field.name for field in fields(module.Config)}
     if unknown := sorted(set(told["config"]) - known):
@@ -159,18 +188,7 @@ def description(
         )
     swept = {name: told["config"][name] for name in told["swept"]}
     values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
-    config = module.Config(**values | {name: column[0] for name, column in swept.items()})
-    if env is None and "task" in told:
-        env = module.read(Corpus(**told["corpus"]), config)
-    elif env is None:
-        env = envs.make(told["env"], **told["env_arguments"])
-    if isinstance(env, Task) != ("task" in told):
-        raise ValueError(f"{run} learnt {folder.world(told)}, not {env.name}: pass what it was trained with")
-    if isinstance(env, Task) and (wrong := folder.changed(told, folder.sums(env))):
-        raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
-    arguments = told.get("env_arguments", {})
-    found = Setup(told["algorithm"], module, folder.world(told), env, arguments, config, told["preset"])
-    return told, found, swept
+    return module, module.Config(**values | {name: column[0] for name, column in swept.items()}), swept
 
 
 def load(

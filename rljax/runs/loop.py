@@ -18,6 +18,7 @@ import numpy as np
 
 from rljax.runs import engine
 from rljax.runs.engine import Program
+from rljax.runs.feed import Feeder
 from rljax.types import PyTree
 
 PACE = 0.7  # seconds that one chunk should take
@@ -72,21 +73,24 @@ def advance(
     stop: threading.Event | None = None,
     stop_on_nan: bool = True,
     tick: Callable[[int, float, dict[str, np.ndarray]], None] = lambda iteration, seconds, metrics: None,
+    feeder: Feeder | None = None,
 ) -> Iterator[tuple[PyTree, Row]]:
     """Iterate from `start` to `total`, yielding states and a Row at each multiple of each number in
     `every`, at the end, and at a stop.
 
-    `tick` is called after each chunk with the metrics of the row so far. The states that are yielded are
-    consumed by the next chunk.
+    With a `feeder` a chunk ends where its block does. `tick` is called after each chunk with the metrics of
+    the row so far. The states that are yielded are consumed by the next chunk.
 
     Raises: NotFinite, unless `stop_on_nan` is off.
     """
     iteration, pace, seconds, sums = start, 1, 0.0, {}
     while iteration < total:
         goal = min([total, *(iteration - iteration % n + n for n in every if n)])
-        n = min(goal - iteration, pace)
+        end = goal if feeder is None else min(goal, feeder.end(iteration))
+        n = min(end - iteration, pace)
         begun = time.perf_counter()
-        states, metrics, bad = program.advance(states, n, retry)
+        block = () if feeder is None else (feeder.at(iteration),)
+        states, metrics, bad = program.advance(states, n, retry, *block)
         metrics, bad = program.fetch(metrics), program.fetch(bad)
         spent = time.perf_counter() - begun
         seconds += spent

@@ -14,6 +14,7 @@ from rljax import checks
 from rljax.checks import RunError
 from rljax.runs import checkpoint, folder, load, log, statistics
 from rljax.runs.engine import Program
+from rljax.runs.feed import Feeder
 from rljax.runs.loop import NotFinite, Row
 from rljax.types import PyTree, Task
 
@@ -76,7 +77,9 @@ class Recorder:
         options: Options,
         bar: log.Progress,
         restored: checkpoint.Restored | None,
+        feeder: Feeder | None = None,
     ) -> None:
+        self.feeder = feeder
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
         self.seeds = description["seeds"]
         self.headline = "loss" if isinstance(setup.env, Task) else "return"
@@ -177,6 +180,8 @@ class Recorder:
         score = self.score()
         best = -score if score is not None and self.headline == "loss" else score  # the highest is the best
         metadata = {"seconds": self.seconds, "score": best, "returns": known or None}
+        if self.feeder is not None:
+            metadata["feed"] = self.feeder.begins(self.iteration)
         where = self.run / folder.CHECKPOINTS
         checkpoint.save(where, self.iteration, self.program.fetch(states), metadata, self.options.keep)
         self.saved = self.iteration

@@ -12,15 +12,17 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from rljax import checks
 from rljax.runs import engine, folder, load, record
 from rljax.runs.train import train_members
-from rljax.text import Corpus
 from rljax.types import Env, LanguageModel, Network, Task
+
+if TYPE_CHECKING:
+    from rljax.text import Corpus
 
 LENGTH = "total_steps"  # a number, but members of one program all run equally long
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rljax.runs import checkpoint, engine, folder, load, log, loop
 from rljax.runs.engine import Program
+from rljax.runs.feed import Feeder
 from rljax.runs.record import Options, Recorder, Result, options_from
-from rljax.text import Corpus
-from rljax.types import Env, LanguageModel, Network, PyTree, Task
+from rljax.types import Env, Feed, LanguageModel, Network, PyTree, Task
+
+if TYPE_CHECKING:
+    from rljax.text import Corpus
 
 
 def train(
@@ -105,7 +108,8 @@ def train_members(
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
         states = _first_states(program, restored, init, init_member)
-        recorder = Recorder(setup, program, run, description, options, bar, restored)
+        feeder = _feeder(env, program, restored, total)
+        recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
             states, _, _ = program.advance(states, 0)  # compiles
             compiled = program.compile_seconds()
@@ -125,7 +129,7 @@ def train_members(
                 ]
                 chunks = loop.advance(
                     program, states, recorder.iteration, total, every, retry=recorder.retry, stop=stop,
-                    stop_on_nan=options.stop_on_nan, tick=recorder.tick,
+                    stop_on_nan=options.stop_on_nan, tick=recorder.tick, feeder=feeder,
                 )  # fmt: skip
                 for states, row in chunks:
                     recorder.record(row, states)
@@ -137,6 +141,8 @@ def train_members(
             raise recorder.failure(error) from None
         finally:
             recorder.close()
+            if feeder is not None:
+                feeder.close()
         if stopped:
             where = f"; checkpoint {recorder.iteration} is in {run}, continue with --resume" if run else ""
             raise KeyboardInterrupt(f"stopped at iteration {recorder.iteration} of {total}{where}")
@@ -174,6 +180,17 @@ def _previous(
     if retry := load.retries(run):
         bar.say(f"taken up again after NaN, time {retry}: with other random numbers")
     return restored
+
+
+def _feeder(
+    env: Env | Task, program: Program, restored: checkpoint.Restored | None, total: int
+) -> Feeder | None:
+    """What reads the data of a task while it is learnt, from where the checkpoint says."""
+    if not (isinstance(env, Task) and isinstance(env.learn, Feed)):
+        return None
+    if restored is None:
+        return Feeder(env.learn, program.share, total)
+    return Feeder(env.learn, program.share, total, restored.iteration, restored.metadata["feed"])
 
 
 def _first_states(

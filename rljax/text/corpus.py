@@ -10,6 +10,7 @@ learnt: files of their own, or the end of each plain text and the last of all ot
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,9 +26,10 @@ from rljax.text.data.examples import Example, Loss
 from rljax.text.data.pack import Long, Packed, Packing, pack
 from rljax.text.data.pairs import Pairs, load_pairs
 from rljax.text.data.read import PLAIN_TEXT, Documents, collect, parse, read, sources, walk
+from rljax.text.data.streaming import blocks, stream
 from rljax.text.load import load_tokenizer
 from rljax.text.tokenizer import Tokenizer, character_tokenizer, check_vocabulary
-from rljax.types import LanguageModel, PyTree, Task
+from rljax.types import Feed, LanguageModel, PyTree, Task
 
 Files = str | Path | Sequence[str | Path]
 KEYS = ("text", "prompt", "completion")  # of a record, that hold text
@@ -37,6 +39,8 @@ CHOICES = {
     "packing": ("first_fit", "sequential"),
     "long": ("split", "drop"),
 }
+
+HOW = (*CHOICES, "order", "window", "block")  # what a stream is read with
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class Corpus:
     loss: Loss = "completion"  # of sft: what is learnt of a record that has a completion or messages
     packing: Packing = "first_fit"  # of sft: how documents share rows
     long: Long = "split"  # of sft: what becomes of a document that is longer than a row
+    stream: bool = False  # read while learning, for data larger than memory; held_out needs files of its own
+    order: int = 0  # of a stream: the seed of the order in which it is read, the same for all seeds of a run
+    window: int = 8192  # of a stream: documents that are in memory, and shuffled, together
+    block: int = 64  # of a stream: batches that are on the device at a time
 
     def __post_init__(self) -> None:
         for name in ("data", "held_out"):
@@ -63,6 +71,12 @@ class Corpus:
         for name, known in CHOICES.items():
             checks.choice(self, name, known)
         checks.number(self, "held_out_fraction", low=0, high=1, open_low=True)
+        checks.count(self, "order", low=0)
+        checks.count(self, "window", "block")
+        if self.stream and not self.held_out:
+            raise ValueError("a streamed corpus needs files to measure the loss on: name them with held_out")
+        if self.stream and self.documents == "file" and any(map(is_plain, files(self.data))):
+            raise ValueError("a streamed corpus of plain text needs documents = 'line' or 'paragraph'")
 
     @property
     def name(self) -> str:
@@ -89,6 +103,10 @@ class Base(NamedTuple):
     generation: checkpoints.Generation | None = None
 
 
+def is_plain(path: str | Path) -> bool:
+    return Path(path).suffix in PLAIN_TEXT
+
+
 def files(given: Files) -> tuple[str, ...]:
     return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
 
@@ -102,7 +120,7 @@ def base(corpus: Corpus, config: Any) -> Base:
     if not corpus.model:
         if corpus.tokenizer:
             return Base(load_tokenizer(corpus.tokenizer))
-        found = characters(files(corpus.data) + files(corpus.held_out))
+        found = characters(files(corpus.data) + files(corpus.held_out), corpus.documents)
         if not found:
             where = ", ".join(files(corpus.data))
             raise ValueError(f"{where}: no text, prompt or completion: name a tokenizer, or a model with one")
@@ -133,17 +151,17 @@ def task(corpus: Corpus, base: Base, learn: PyTree, held_out: PyTree) -> Task:
     )
 
 
-def characters(paths: Sequence[str]) -> set[str]:
+def characters(paths: Sequence[str], documents: Documents) -> set[str]:
     """The distinct characters of files; what cannot be read is told when it is read to be learnt."""
     found: set[str] = set()
-    for text in _texts(paths):
+    for text in _texts(paths, documents):
         found.update(text)
     return found
 
 
-def _texts(paths: Sequence[str]) -> Iterator[str]:
+def _texts(paths: Sequence[str], documents: Documents) -> Iterator[str]:
     for source in sources(list(paths)):
-        for entry in walk(source, "file"):
+        for entry in walk(source, documents):
             try:
                 record = parse(entry)
             except ValueError:
@@ -159,8 +177,8 @@ def documents(corpus: Corpus, tokenizer: Tokenizer) -> tuple[list[Example], list
     """
     load = partial(read, tokenizer=tokenizer, loss=corpus.loss, documents=corpus.documents)
     if corpus.held_out:
-        return load(list(files(corpus.data)))[0], load(list(files(corpus.held_out)))[0]
-    whole = lambda path: corpus.documents == "file" and Path(path).suffix in PLAIN_TEXT
+        return load(list(files(corpus.data)))[0], measured(corpus, tokenizer)
+    whole = lambda path: corpus.documents == "file" and is_plain(path)
     texts = [path for path in files(corpus.data) if whole(path)]
     records = [path for path in files(corpus.data) if not whole(path)]
     learn: list[Example] = []
@@ -179,18 +197,61 @@ def documents(corpus: Corpus, tokenizer: Tokenizer) -> tuple[list[Example], list
     return learn, held_out
 
 
-def packed(corpus: Corpus, tokenizer: Tokenizer, length: int) -> tuple[Packed, Packed]:
-    """What is learnt and what is held out, in rows of `length` tokens on the device.
+def measured(corpus: Corpus, tokenizer: Tokenizer) -> list[Example]:
+    """The documents of files that are held out. Raises: FileNotFoundError, ValueError."""
+    paths = list(files(corpus.held_out))
+    return read(paths, tokenizer, loss=corpus.loss, documents=corpus.documents)[0]
 
-    Raises: as `documents`.
+
+def feed(corpus: Corpus, tokenizer: Tokenizer, config: Any) -> Feed:
+    """The data of a streamed corpus in batches of the Config's sizes.
+
+    Raises: FileNotFoundError; ValueError, also where nothing in the first documents can be used.
     """
-    as_rows = partial(pack, length=length, pad_id=tokenizer.pad_id, packing=corpus.packing, long=corpus.long)
-    learn, held_out = (as_rows(part)[0] for part in documents(corpus, tokenizer))
-    return jax.tree.map(jnp.asarray, learn), jax.tree.map(jnp.asarray, held_out)
+    paths = list(files(corpus.data))
+    source = stream(
+        paths,
+        tokenizer,
+        config.length,
+        config.batch_size,
+        seed=corpus.order,
+        block=corpus.window,
+        loss=corpus.loss,
+        documents=corpus.documents,
+        packing=corpus.packing,
+        long=corpus.long,
+    )
+    digest = hashlib.sha256(repr([getattr(corpus, name) for name in HOW]).encode())
+    for path in paths:
+        with Path(path).expanduser().open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return blocks(source, corpus.block, digest.hexdigest())
+
+
+def packed(corpus: Corpus, tokenizer: Tokenizer, config: Any) -> tuple[Packed | Feed, Packed]:
+    """What is learnt and what is held out, in rows of `config.length` tokens; what is learnt of a
+    stream is a Feed.
+
+    Raises: as `documents` and `feed`.
+    """
+
+    def rows(part: list[Example]) -> Packed:
+        found, _ = pack(part, config.length, tokenizer.pad_id, packing=corpus.packing, long=corpus.long)
+        return jax.tree.map(jnp.asarray, found)
+
+    if corpus.stream:
+        return feed(corpus, tokenizer, config), rows(measured(corpus, tokenizer))
+    learn, held_out = documents(corpus, tokenizer)
+    return rows(learn), rows(held_out)
 
 
 def pairs(corpus: Corpus, tokenizer: Tokenizer, length: int) -> tuple[Pairs, Pairs]:
-    """Prompts and completions of an encoder-decoder, up to `length` tokens each. Raises: as `documents`."""
+    """Prompts and completions of an encoder-decoder, up to `length` tokens each.
+
+    Raises: as `documents`; ValueError for a stream.
+    """
+    if corpus.stream:
+        raise ValueError("the pairs of an encoder-decoder are read into memory: leave stream out")
     load = lambda paths: load_pairs(list(files(paths)), tokenizer, length, length, side="right").rows
     rows = load(corpus.data)
     if corpus.held_out:

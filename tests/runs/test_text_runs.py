@@ -43,9 +43,8 @@ def whole(song: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 def train(song: Path, out: Path, config: dict[str, Any] | None = None, **options: Any) -> Result:
     corpus = text.Corpus(song)
-    return rljax.train(
-        "pretrain", corpus, SMALL | (config or {}), seeds=2, out=out, progress=False, **options
-    )
+    config = SMALL | (config or {})
+    return rljax.train("pretrain", corpus, config, seeds=2, out=out, progress=False, **options)
 
 
 def test_config_json_says_where_the_text_is_from(whole: Result, song: Path) -> None:

@@ -39,10 +39,12 @@ def from_tokens(model: LanguageModel, params: PyTree, tokens: Array) -> PyTree:
     """
     _check(model.config)
     _, cache = model.prefill(params, tokens[None], jnp.ones((1, tokens.size), bool), tokens.size)
-    whole = jax.tree.map(lambda x: x.astype(jnp.float32), cache.layers)
+    rows = lambda pair: (pair[0].swapaxes(-1, -2), pair[1])  # a cache has the columns of keys last
     if model.config.loop == "scanned":
-        return _layers(model.config, jnp.stack(whole, axis=1)[:, :, 0])
-    return _layers(model.config, jnp.stack([jnp.stack(layer) for layer in whole])[:, :, 0])
+        whole = jnp.stack(rows(cache.layers), axis=1)
+    else:
+        whole = jnp.stack([jnp.stack(rows(layer)) for layer in cache.layers])
+    return _layers(model.config, whole[:, :, 0].astype(jnp.float32))
 
 
 def _check(config: Any) -> None:

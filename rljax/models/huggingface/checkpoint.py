@@ -246,17 +246,48 @@ def save(
     parameters are not those of the model.
     """
     config, folder = model.config, Path(folder)
+    raw = raw_of(config)
+    pending = [pend(tensor, config, params) for tensor in table(config)]
+    raw["torch_dtype"] = max(pending, key=lambda one: one.size).dtype.name
+    write_config(folder, raw, generation or Generation())
+    files.write_folder(folder, pending, shard_bytes)
+
+
+def save_config(folder: str | Path, model: LanguageModel, generation: Generation | None = None) -> None:
+    """Write config.json and generation_config.json alone, for `load_config`.
+
+    Raises: ValueError where no checkpoint of the family can say what the config says.
+    """
+    write_config(Path(folder), raw_of(model.config), generation or Generation())
+
+
+def load_config(
+    folder: str | Path, *, dtype: Any = jnp.float32, param_dtype: Any = None
+) -> tuple[LanguageModel, Generation]:
+    """The model of a folder without its parameters. `dtype` and `param_dtype` are as for `load`.
+
+    Raises: ValueError in one line that names the file or the key that is wrong.
+    """
+    path = Path(folder) / "config.json"
+    raw = files.read_json(path)
+    chosen = {"dtype": dtype, "param_dtype": dtype if param_dtype is None else param_dtype}
+    model = at(path, lambda: build(replace(read_config(raw, {}), **chosen)))
+    return model, settings.read(Path(folder), raw)
+
+
+def raw_of(config: Any) -> dict[str, Any]:
+    """What config.json says, but for the special tokens. Raises: ValueError as `save`."""
     if not isinstance(config, TransformerConfig | Seq2SeqConfig):
         raise ValueError(f"{type(config).__name__} is no model that Hugging Face has: save it as a run")
-    settled = generation or Generation()
-    raw = t5.config_to(config) if isinstance(config, Seq2SeqConfig) else configs.config_to(config)
-    pending = [pend(tensor, config, params) for tensor in table(config)]
-    raw |= {**settings.ids(settled), "torch_dtype": max(pending, key=lambda one: one.size).dtype.name}
+    return t5.config_to(config) if isinstance(config, Seq2SeqConfig) else configs.config_to(config)
+
+
+def write_config(folder: Path, raw: dict[str, Any], generation: Generation) -> None:
+    raw = raw | settings.ids(generation)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     starts = {"decoder_start_token_id": raw.get("decoder_start_token_id")}  # of an encoder-decoder
-    settings.write(folder, settled, {name: value for name, value in starts.items() if value is not None})
-    files.write_folder(folder, pending, shard_bytes)
+    settings.write(folder, generation, {name: value for name, value in starts.items() if value is not None})
 
 
 def pend(tensor: Tensor, config: Config, params: PyTree) -> files.Pending:

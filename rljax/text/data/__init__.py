@@ -5,9 +5,10 @@ from rljax.text.data.examples import Example, example, pair
 from rljax.text.data.pack import Counts, Loaded, Packed, load, pack
 from rljax.text.data.pairs import LoadedPairs, Pairs, load_pairs
 from rljax.text.data.read import Report, read
-from rljax.text.data.streaming import Position, Stream, stream
+from rljax.text.data.streaming import Block, Position, Stream, block_batch, blocks, stream
 
 __all__ = [
+    "Block",
     "Counts",
     "Example",
     "Loaded",
@@ -19,6 +20,8 @@ __all__ = [
     "Stream",
     "batch",
     "batch_indices",
+    "block_batch",
+    "blocks",
     "buckets",
     "example",
     "load",

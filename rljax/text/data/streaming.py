@@ -20,12 +20,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from rljax.text.data.examples import Loss, example
 from rljax.text.data.pack import Long, Packed, Packing, pack
 from rljax.text.data.read import Documents, Report, complaint, describe, parse, sources, walk
 from rljax.text.tokenizer import Tokenizer
+from rljax.types import Array, Feed, PyTree
 
 GIGABYTE = 2**30
 FILES, ENTRIES = 0, 1  # what a permutation is of
@@ -53,6 +55,12 @@ class Stream(NamedTuple):
     init: Callable[[], Position]
     # (position, or a mapping of its fields) -> (the one after, Packed of (batch_size, length) numpy arrays)
     next: Callable[[Any], tuple[Position, Packed]]
+
+
+class Block(NamedTuple):
+    """The batches of K iterations, one after the other."""
+
+    rows: Packed  # of leaves (K, B, T)
 
 
 class _Block(NamedTuple):
@@ -164,3 +172,30 @@ def stream(
         return position, Packed(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
     return Stream(init=Position, next=next_)
+
+
+def blocks(source: Stream, number: int, sha256: str = "") -> Feed:
+    """A stream as what a `Task` learns in place of rows in memory: `number` batches are on the device at a
+    time. `sha256` says what is read and how, if it is known.
+
+    Raises: ValueError where `number` is below 1, or as `next` of the stream: the first batch is read here.
+    """
+    if number < 1:
+        raise ValueError(f"number = {number}: must be at least 1 batch")
+    _, first = source.next(source.init())
+    blank = Block(Packed(*(np.zeros((number, *array.shape), array.dtype) for array in first)))
+
+    def following(position: Mapping[str, int]) -> tuple[dict[str, int], Block]:
+        batches, place = [], Position(**position)
+        for _ in range(number):
+            place, rows = source.next(place)
+            batches.append(rows)
+        return place._asdict(), Block(Packed(*map(np.stack, zip(*batches, strict=True))))
+
+    return Feed(blank, number, lambda: source.init()._asdict(), following, sha256)
+
+
+def block_batch(block: Block, iteration: Array | int) -> PyTree:
+    """The rows (B, T) of one iteration, of the block that it lies in."""
+    size = block.rows.tokens.shape[0]
+    return jax.tree.map(lambda leaf: leaf[iteration % size], block.rows)

@@ -1,0 +1,178 @@
+"""The language model of a run: its parameters, adapted or not, without the data that it learnt."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rljax
+from rljax import sft, text
+from rljax.cli import main
+from rljax.models import huggingface
+from rljax.runs import folder, load
+from rljax.types import Task
+from tests.algorithms.test_text_algorithms import by_hand
+
+FIXTURE = Path(__file__).parents[1] / "models" / "fixtures" / "llama"
+CONFIG = {"length": 8, "batch_size": 4, "chunk": 8, "learning_rate": 1e-2, "total_steps": 6 * 32}
+SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs that say a number backwards, and a model with a tokenizer beside them."""
+    where = tmp_path_factory.mktemp("data")
+    pairs = [{"prompt": f"{number:02d}", "completion": f"{number:02d}"[::-1]} for number in range(40)]
+    (where / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    shutil.copytree(FIXTURE, where / "model")
+    text.character_tokenizer("0123456789").save(where / "model")
+    return where
+
+
+def corpus(data: Path, **fields: Any) -> text.Corpus:
+    return text.Corpus(data / "pairs.jsonl", model=data / "model", **fields)
+
+
+def held_out_loss(task: Task, found: text.Pretrained) -> float:
+    total, count = by_hand(found.model, found.params, task.held_out)
+    return total / count
+
+
+@pytest.fixture(scope="module")
+def adapted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two members of LoRA that differ in alpha."""
+    out = tmp_path_factory.mktemp("runs") / "lora"
+    config = CONFIG | {"train": "lora", "patterns": ("attention/*", "mlp/*"), "rank": 2}
+    rljax.sweep("sft", corpus(data), {"alpha": [1.0, 64.0]}, config, out=out, progress=False)
+    return out / "part-000"
+
+
+@pytest.fixture(scope="module")
+def own(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the Config's sizes, two seeds."""
+    out = tmp_path_factory.mktemp("runs") / "own"
+    alone = text.Corpus(data / "pairs.jsonl")
+    rljax.train("sft", alone, CONFIG | SIZES, seeds=2, out=out, checkpoint_every=3, progress=False)
+    return out
+
+
+def test_adapters_of_each_member_are_merged_into_the_base(adapted: Path, data: Path) -> None:
+    told = json.loads((adapted / "summary.json").read_text())["loss"]["per_seed"]
+    task = sft.read(corpus(data), sft.Config(**CONFIG))
+    losses = [held_out_loss(task, rljax.language_model(adapted, member)) for member in range(2)]
+    np.testing.assert_allclose(losses, told, rtol=1e-5)
+    assert abs(told[0] - told[1]) > 1e-3
+
+
+def test_all_parameters_need_neither_data_nor_base(data: Path, tmp_path: Path) -> None:
+    for name in ("pairs.jsonl", "model"):
+        copy = shutil.copytree if (data / name).is_dir() else shutil.copy
+        copy(data / name, tmp_path / name)
+    settings = json.loads((tmp_path / "model" / "config.json").read_text()) | {"eos_token_id": 7}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+    task = sft.read(corpus(tmp_path), sft.Config(**CONFIG))
+    out = tmp_path / "run"
+    result = rljax.train("sft", corpus(tmp_path), CONFIG, out=out, progress=False)
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "pairs.jsonl").unlink()
+    found = rljax.language_model(out)
+    np.testing.assert_allclose(held_out_loss(task, found), result.summary["loss"]["mean"], rtol=1e-5)
+    assert found.generation.stop_ids == (7,)
+    assert found.tokenizer.encode("09") == [2, 11]
+
+
+def test_a_model_of_the_configs_sizes(own: Path, data: Path) -> None:
+    told = json.loads((own / "summary.json").read_text())["loss"]["per_seed"]
+    task = sft.read(text.Corpus(data / "pairs.jsonl"), sft.Config(**CONFIG))
+    found = rljax.language_model(own, 1)
+    np.testing.assert_allclose(held_out_loss(task, found), told[1], rtol=1e-5)
+    assert found.generation.stop_ids == (found.tokenizer.eos_id,)
+    earlier = rljax.language_model(own, 1, checkpoint_iteration=3)
+    assert held_out_loss(task, earlier) > told[1]
+    half = rljax.language_model(own, 1, dtype=jnp.bfloat16)
+    assert half.params["embedding"].dtype == half.model.config.dtype == jnp.bfloat16
+
+
+def test_generate_and_convert_take_a_run(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new"
+    assert main(["convert", str(own), str(new), "--member", "1", "--checkpoint", "3"]) == 0
+    capsys.readouterr()
+    wanted = rljax.language_model(own, 1, checkpoint_iteration=3)
+    found = text.load_pretrained(new)
+    for one, other in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found.generation.stop_ids == (1,)
+    words = ["--prompt", "07", "--temperature", "0"]
+    assert main(["generate", str(new), *words]) == 0
+    told = capsys.readouterr().out
+    assert main(["generate", str(own), *words, "--member", "1", "--checkpoint", "3"]) == 0
+    assert capsys.readouterr().out == told
+    assert told.startswith("07")
+    assert len(told) <= 8 + 1  # as many tokens as the model has positions
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore")  # of torch and transformers
+def test_torch_transformers_open_what_convert_writes(adapted: Path, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    assert main(["convert", str(adapted), str(tmp_path / "new"), "--member", "1"]) == 0
+    found = rljax.language_model(adapted, 1)
+    tokens = np.array([[2, 5, 3, 9]])
+    ours = found.model.logits(found.params, found.model.forward(found.params, jnp.asarray(tokens)))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "new")(torch.tensor(tokens)).logits
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+
+
+def test_what_a_run_lacks_is_one_line(
+    own: Path, adapted: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(run: Path, says: str, *words: str) -> None:
+        assert main(["generate", str(run), "--prompt", "0", *words]) == 2
+        told = capsys.readouterr().err
+        assert says in told
+        assert told.count("\n") == 1
+
+    def changed(run: Path, name: str, **told: Any) -> Path:
+        shutil.copytree(run, tmp_path / name)
+        path = tmp_path / name / "config.json"
+        content = json.loads(path.read_text()) | told
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+        return tmp_path / name
+
+    fails(own, "has members 0 to 1", "--member", "2")
+    fails(own, "has no checkpoint of iteration 4", "--checkpoint", "4")
+    fails(data / "model", "--member and --checkpoint are of runs", "--member", "0")
+    fails(adapted.parent, "is a sweep: name one of its runs")
+    fails(changed(own, "network", own=["network"]), "has a network of your own")
+    fails(changed(own, "model", own=["env", "model"]), "has a model of your own that no checkpoint describes")
+    fails(changed(own, "control", task=None, env="X"), "is sft on X: it has no language model")
+    fails(changed(adapted, "python", corpus={}), "adapts parameters that Python gave")
+    sums = json.loads((adapted / "config.json").read_text())["frozen"]
+    other = changed(adapted, "other", frozen=sums | {"params": "0"})
+    fails(other, "is no longer the model that")
+    mute = changed(own, "mute")
+    shutil.rmtree(mute / "tokenizer")
+    fails(mute, "has no tokenizer")
+
+
+def test_a_model_of_ones_own_that_a_checkpoint_can_describe_is_kept(data: Path, tmp_path: Path) -> None:
+    model, params, tokenizer, generation = text.load_pretrained(data / "model")
+    read = sft.read(corpus(data), sft.Config(**CONFIG))
+    task = Task("own", 40, read.learn, read.held_out, params, False, tokenizer, model, generation)
+    described = folder.describe(load.setup("sft", task, CONFIG, None, {}), {}, [0], 1, False)
+    assert described["own"] == ["env", "model"]
+    folder.keep(tmp_path, task)
+    found, settings = huggingface.load_config(tmp_path / "model")
+    assert (found.config, settings) == (model.config, generation)
+    folder.keep(tmp_path / "none", task._replace(model=model._replace(config=None)))
+    assert not (tmp_path / "none" / "model").exists()
