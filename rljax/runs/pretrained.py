@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax.algorithms import sft
-from rljax.models import adapters, huggingface
+from rljax.models import adapters, huggingface, language_models
 from rljax.models.huggingface import Generation
-from rljax.models.language_models import language_model
 from rljax.runs import checkpoint, folder, load
 from rljax.text import Pretrained, load_tokenizer
 from rljax.types import LanguageModel, PyTree
