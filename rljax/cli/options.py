@@ -76,8 +76,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
     """What reads a value of a field of this type, and how help shows it."""
-    if get_origin(annotation) in (Union, UnionType):  # with None, which no option says
-        (annotation,) = (each for each in get_args(annotation) if each is not NoneType)
+    if get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation):
+        annotation = get_args(annotation)[0]  # None is what it is without the option
     if get_origin(annotation) is Literal:
         options = get_args(annotation)
         return one_of(options), "{" + ",".join(options) + "}"

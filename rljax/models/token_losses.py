@@ -78,7 +78,8 @@ def weighted_sum(
     Raises: as `per_token`.
     """
     _check(hidden, chunk, (weights, inputs))
-    cut, whole, _ = _chunks(*hidden.shape[:2], chunk)
+    batch, length = hidden.shape[:2]
+    cut, whole, _ = _chunks(batch, length, chunk)
     leaves, structure = jax.tree.flatten(params)
     one = lambda params: model.logits(params, jnp.zeros((1, 1, hidden.shape[-1]), hidden.dtype))
     read = jax.tree.leaves(reads(one, params))

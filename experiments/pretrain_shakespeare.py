@@ -1,0 +1,29 @@
+"""A character model of Tiny Shakespeare from scratch: 0.8M parameters, 9 million characters, 2 seeds.
+
+    python experiments/pretrain_shakespeare.py DATA [folder]     # DATA: input.txt of karpathy/char-rnn
+
+TODO
+"""
+
+import json
+import sys
+
+import rljax
+from rljax import pretrain, text
+
+SEEDS = 2
+CONFIG = pretrain.Config(
+    total_steps=9_000_000,
+    learning_rate=3e-3,
+    batch_size=16,
+)
+
+
+def main(data: str, out: str = "runs/pretrain-shakespeare") -> None:
+    corpus = text.Corpus(data)
+    result = rljax.train("pretrain", corpus, CONFIG, seeds=SEEDS, out=out, evaluation_episodes=10_000)
+    print(json.dumps(result.summary["loss"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
