@@ -1,4 +1,4 @@
-"""A character model of Tiny Shakespeare from scratch: 0.8M parameters, 9 million characters, 2 seeds.
+"""A character model of Tiny Shakespeare from scratch: 0.8M parameters, 5 million characters, 2 seeds.
 
     python experiments/pretrain_shakespeare.py DATA [folder]     # DATA: input.txt of karpathy/char-rnn
 
@@ -13,7 +13,7 @@ from rljax import pretrain, text
 
 SEEDS = 2
 CONFIG = pretrain.Config(
-    total_steps=9_000_000,
+    total_steps=5_000_000,
     learning_rate=3e-3,
     batch_size=16,
 )

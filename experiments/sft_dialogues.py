@@ -18,7 +18,7 @@ from rljax import sft, text
 SEEDS = 2
 RATES = [1e-9, 1e-3, 3e-3, 1e-2]  # with the first, which changes nothing, the loss is the base's own
 CONFIG = sft.Config(
-    total_steps=1_500_000,
+    total_steps=600_000,
     train="lora",
     patterns=("attention/*", "mlp/*"),
     rank=8,

@@ -18,6 +18,7 @@ from rljax import sft, text
 from rljax.types import Task
 
 SEEDS = 3
+HELD_OUT, VOCABULARY = 1000, 4000
 LENGTHS = 16, 24  # tokens of English, of German
 CONFIG = sft.Config(
     total_steps=14 * 48_657 * sum(LENGTHS),
@@ -40,10 +41,10 @@ def read(data: str) -> tuple[Task, list[str], list[str]]:
         lines = [line.rstrip("\n").split("\t")[:2] for line in file][1:]
     english = sorted({line[0] for line in lines})
     random.Random(0).shuffle(english)
-    held_out = dict.fromkeys(english[:1000], "")
+    held_out = dict.fromkeys(english[:HELD_OUT], "")
     learn = [{"prompt": e, "completion": g} for e, g in lines if e not in held_out]
     held_out |= {e: g for e, g in reversed(lines) if e in held_out}
-    tokenizer = text.byte_pair_tokenizer((part for pair in learn for part in pair.values()), 4000)
+    tokenizer = text.byte_pair_tokenizer((part for pair in learn for part in pair.values()), VOCABULARY)
     pairs = [{"prompt": e, "completion": g} for e, g in held_out.items()]
     load = lambda records: text.data.load_pairs(records, tokenizer, *LENGTHS, side="right").rows
     task = Task("english-german", tokenizer.vocab_size, load(learn), load(pairs), tokenizer=tokenizer)
@@ -52,7 +53,7 @@ def read(data: str) -> tuple[Task, list[str], list[str]]:
 
 def main(data: str, out: str = "runs/sft-translation") -> None:
     task, english, german = read(data)
-    rljax.train("sft", task, CONFIG, seeds=SEEDS, out=out, evaluation_episodes=1000)
+    rljax.train("sft", task, CONFIG, seeds=SEEDS, out=out, evaluation_episodes=HELD_OUT)
     scores = []
     for member in range(SEEDS):
         model, params, tokenizer, generation = rljax.language_model(out, member)

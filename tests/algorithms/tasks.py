@@ -43,6 +43,21 @@ def adapting_task() -> Task:
     return rows_task(sft.make(task, tuning()).init(jax.random.key(9)).params)
 
 
+def pairs_task() -> Task:
+    """The same pairs for an encoder-decoder: half of a row each, padded on the right."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(1, VOCABULARY, rng.integers(1, 5)).tolist() for _ in range(60)]
+    arrays = (
+        *data.pad_prompts(prompts, LENGTH // 2, "right"),
+        *data.pad_prompts([[*prompt[::-1], 0] for prompt in prompts], LENGTH // 2, "right"),
+    )
+    rows = data.Pairs(*map(jnp.asarray, arrays))
+    learn, held_out = (
+        jax.tree.map(lambda x, part=part: x[part], rows) for part in (slice(40), slice(40, 60))
+    )
+    return Task("backwards", VOCABULARY, learn, held_out)
+
+
 def pretraining(**fields: Any) -> pretrain.Config:
     return pretrain.Config(**FIELDS | fields)
 

@@ -10,10 +10,19 @@ import pytest
 
 import rljax
 from rljax import pretrain, sft
+from rljax.algorithms import likelihood
 from rljax.models.language_models import language_model
 from rljax.runs import checkpoint
 from rljax.text import data
-from tests.algorithms.tasks import LENGTH, VOCABULARY, pretraining, rows_task, text_task, tuning
+from tests.algorithms.tasks import (
+    LENGTH,
+    VOCABULARY,
+    pairs_task,
+    pretraining,
+    rows_task,
+    text_task,
+    tuning,
+)
 
 
 def by_hand(model: Any, params: Any, rows: Any) -> tuple[float, int]:
@@ -191,3 +200,81 @@ def test_a_sweep_tells_the_loss_of_each_member(tmp_path: Any) -> None:
     assert found.compilations == 1
     assert losses[1] < losses[0] < np.log(VOCABULARY) + 1
     assert len(rljax.report([tmp_path / "sweep"])) >= 1
+
+
+def test_pairs_are_learnt_as_completions_of_their_prompts() -> None:
+    task, config = pairs_task(), tuning(architecture="t5")
+    model = language_model(VOCABULARY, config)
+    algorithm = sft.make(task, config)
+    state = algorithm.init(jax.random.key(0))
+    rows = data.batch(state.order, 0, task.learn, config.batch_size)
+    _, metrics = jax.jit(algorithm.step)(jax.random.key(1), state)
+    hidden = model.completion(state.params, rows.prompt, rows.valid, rows.completion)
+    logits = np.asarray(model.logits(state.params, hidden), np.float64)
+    log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    chosen = np.take_along_axis(log_prob, np.asarray(rows.completion)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(float(metrics.loss.total), -chosen[np.asarray(rows.mask)].sum(), rtol=1e-5)
+    assert int(metrics.loss.count) == rows.mask.sum()
+    assert algorithm.measure is not None
+    losses, counts = algorithm.measure(state, 7)
+    assert losses.shape == counts.shape == (7,)
+    np.testing.assert_array_equal(counts, task.held_out.mask[:7].sum(1))
+
+
+def test_an_encoder_decoder_learns_to_say_backwards() -> None:
+    fields = {"batch_size": 16, "num_layers": 2, "hidden_size": 32, "total_steps": 400 * 16 * LENGTH}
+    task = pairs_task()
+    task = task._replace(held_out=task.learn)  # 40 pairs, by heart
+    result = rljax.train("sft", task, tuning(architecture="t5", **fields), progress=False)
+    assert result.summary["loss"]["mean"] < 0.3
+
+
+@pytest.mark.parametrize("architecture", ["gru", "lstm"])
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_recurrent_models_of_the_configs_sizes(name: str, architecture: str) -> None:
+    config = (pretraining if name == "pretrain" else tuning)(architecture=architecture)
+    task = text_task() if name == "pretrain" else rows_task()
+    result = rljax.train(name, task, config, progress=False)
+    losses = [row["loss"][0] for row in result.rows]
+    assert losses[-1] < losses[0]
+
+
+def test_a_prefix_is_all_that_is_trained() -> None:
+    model = language_model(VOCABULARY, tuning())
+    base = model.init(jax.random.key(9))
+    task = rows_task(base)
+    task = task._replace(held_out=task.learn)
+    config = tuning(train="prefix", prefix_length=3, learning_rate=0.1, batch_size=12)
+    algorithm = sft.make(task, config, model)
+    state = algorithm.init(jax.random.key(0))
+    leaves = checkpoint.leaves(state.params)
+    assert {path.split(".")[-1] for path in leaves} == {"prefix_key", "prefix_value"}
+    assert {leaf.shape[1] for leaf in leaves.values()} == {3}
+    assert algorithm.measure is not None
+    step, before = jax.jit(algorithm.step), algorithm.measure(state, 100)[0].sum()
+    for iteration in range(30):
+        state, _ = step(jax.random.key(iteration), state)
+    assert algorithm.measure(state, 100)[0].sum() < before - 1
+
+
+def test_dropout_changes_training_and_not_the_measure() -> None:
+    task = rows_task()
+    kept, noisy = sft.make(task, tuning()), sft.make(task, tuning(dropout=0.5))
+    state = kept.init(jax.random.key(0))
+    key = jax.random.key(1)
+    np.testing.assert_array_equal(kept.measure(state, 4)[0], noisy.measure(state, 4)[0])  # pyright: ignore
+    one, other = (jax.jit(algorithm.step)(key, state)[1].loss.total for algorithm in (kept, noisy))
+    assert abs(one - other) > 1e-2
+    again = jax.jit(noisy.step)(jax.random.key(2), state)[1].loss.total
+    assert abs(again - other) > 1e-4
+    micro = sft.make(task, tuning(dropout=0.5, num_micro=2))
+    np.testing.assert_allclose(jax.jit(micro.step)(key, state)[1].loss.total, other, rtol=1e-5)
+
+
+def test_microbatches_of_a_cpu_fit_its_caches() -> None:
+    sizes = lambda **fields: likelihood.parts(pretrain.Config(**fields))
+    assert sizes(batch_size=32, length=256) == 8
+    assert sizes(batch_size=6, length=1024) == 6
+    assert sizes(batch_size=7, length=256) == 7  # which has no other divisor
+    assert sizes(batch_size=4, length=64) == 1
+    assert sizes(batch_size=32, length=256, num_micro=4) == 4

@@ -130,3 +130,57 @@ def test_a_forbidden_class_and_a_target_outside() -> None:
     loss = losses.cross_entropy(logits, jnp.asarray([2, -1], jnp.int32))
     log_z = np.log(1 + np.e)
     np.testing.assert_allclose(loss, [log_z - 1, log_z], rtol=1e-6)
+
+
+@pytest.mark.parametrize("fields", HEADS, ids=["tied", "untied with bias", "soft cap"])
+@pytest.mark.parametrize("chunk", [1, 4, T])
+def test_a_weighted_sum_has_the_gradient_of_the_sum_of_its_tokens(fields: dict, chunk: int) -> None:
+    lm = model(**fields)
+    params = jax.tree.map(lambda x: x * 20, jax.jit(lm.init)(jax.random.key(0)))
+    hidden, targets = sample()
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, T)), jnp.float32).at[0, 3].set(0.0)
+    scale = jnp.float32(0.37)  # what the sum is multiplied with outside
+
+    def fused(params: PyTree, hidden: jax.Array) -> jax.Array:
+        inputs = hidden, weight, targets
+        return scale * token_losses.weighted_sum(lm, losses.cross_entropy, params, *inputs, chunk=chunk)
+
+    whole = lambda p, h: scale * (plain(lm, p, h, targets) * weight).sum()
+    np.testing.assert_allclose(jax.jit(fused)(params, hidden), whole(params, hidden), rtol=1e-5)
+    found = jax.jit(jax.grad(fused, (0, 1)))(params, hidden)
+    expected = jax.jit(jax.grad(whole, (0, 1)))(params, hidden)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weighted_sum_multiplies_with_the_head_three_times() -> None:
+    lm = model()
+    params, (hidden, targets) = lm.init(jax.random.key(0)), sample()
+    inputs = jnp.ones((B, T)), targets
+    fused = lambda p, h: token_losses.weighted_sum(lm, losses.cross_entropy, p, h, *inputs, chunk=4)
+    again = lambda p, h: token_losses.per_token(lm, losses.cross_entropy, p, h, targets, chunk=4).sum()
+    counts = [
+        str(jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(params, hidden)).count("dot_general")
+        for function in (fused, again)
+    ]
+    assert counts == [3, 4]
+
+
+def test_a_weighted_sum_maps_over_seeds() -> None:
+    lm = model()
+    params = jax.vmap(lm.init)(jax.random.split(jax.random.key(0), 3))
+    hidden, targets = sample()
+    inputs = hidden, jnp.ones((B, T)), targets
+    loss = lambda p: token_losses.weighted_sum(lm, losses.cross_entropy, p, *inputs, chunk=4)
+    mapped = jax.jit(jax.vmap(jax.grad(loss)))(params)
+    for seed in range(3):
+        alone = jax.jit(jax.grad(loss))(jax.tree.map(lambda x, seed=seed: x[seed], params))
+        for one, other in zip(*map(jax.tree.leaves, (mapped, alone)), strict=True):
+            np.testing.assert_allclose(one[seed], other, rtol=1e-4, atol=1e-6)
+
+
+def test_an_input_of_the_wrong_shape_is_named() -> None:
+    lm, (hidden, targets) = model(), sample()
+    inputs = jnp.ones((B, T - 1)), targets
+    with pytest.raises(ValueError, match=r"must begin with \(B, T\) = \(2, 11\)"):
+        token_losses.weighted_sum(lm, losses.cross_entropy, {}, hidden, *inputs)

@@ -1,0 +1,139 @@
+"""Every script of experiments/ about language models is short, says what it gave, and works on tiny data."""
+
+import ast
+import gzip
+import importlib.util
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rljax import algorithms, text
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+FIXTURE = Path(__file__).parent / "models" / "fixtures" / "llama"
+SCRIPTS = sorted(path for name in algorithms.TEXT for path in FOLDER.glob(f"{name}_*.py"))
+SIZES = {"length": 16, "batch_size": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+WORDS = "the cat sat on the mat and the dog ran to the man with a hat. "
+
+
+@pytest.fixture(params=SCRIPTS, ids=lambda path: path.stem)
+def script(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def load(script: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"experiments_{script.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_one_for_every_algorithm() -> None:
+    for name in algorithms.TEXT:
+        assert any(path.stem.startswith(f"{name}_") for path in SCRIPTS)
+
+
+def test_it_is_short_and_uses_what_a_user_can_import(script: Path) -> None:
+    source = script.read_text()
+    assert len(source.splitlines()) <= 80
+    allowed = {"rljax", "jax", "sacrebleu", *sys.stdlib_module_names}
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert {name.partition(".")[0] for name in names} <= allowed
+
+
+def test_its_docstring_names_command_hardware_time_and_result(script: Path) -> None:
+    told = ast.get_docstring(ast.parse(script.read_text())) or ""
+    assert f"python experiments/{script.name} DATA" in told
+    assert re.search(r"2 cores of an? |one NVIDIA ", told)
+    assert re.search(r"\d (minutes?|s)\b", told)
+    assert re.search(r"\d\.\d+ nats|chrF \d", told)
+    assert "TODO" not in told
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small checkpoint with a tokenizer of characters."""
+    found = tmp_path / "model"
+    shutil.copytree(FIXTURE, found)
+    text.character_tokenizer("abcdefghijklmnopqrstuvwxyz .\n").save(found)
+    return found
+
+
+def run(script: Path, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **fields: Any) -> Any:
+    """What `main` prints with a small Config."""
+    module = load(script)
+    steps = 6 * SIZES["batch_size"] * SIZES["length"]
+    small = module.CONFIG.replace(**{**SIZES, "total_steps": steps, "learning_rate": 1e-2} | fields)
+    monkeypatch.setattr(module, "CONFIG", small)
+    module.main(*map(str, arguments))
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["pretrain_shakespeare", "pretrain_shakespeare_gpu"])
+def test_from_a_text(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "input.txt"
+    data.write_text(WORDS * 20)
+    run(FOLDER / f"{name}.py", monkeypatch, data, tmp_path / "run", dtype="float32")
+    found = printed(capsys)
+    assert 0 < found["mean"] < 4
+    assert found["episodes"] == len(WORDS * 20) // 10 // SIZES["length"]
+
+
+def test_from_a_model(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "input.txt"
+    data.write_text(WORDS * 20)
+    run(FOLDER / "pretrain_stories.py", monkeypatch, data, model, tmp_path / "run")
+    found = printed(capsys)
+    assert found["after"]["mean"] < found["before"]
+
+
+def test_dialogues(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "valid.json.gz"
+    turns = [{"message": message} for message in ("hi there.", "hello cat.", "a dog ran.", "ah.")]
+    with gzip.open(data, "wt") as file:
+        json.dump({f"t{number}": {"content": turns} for number in range(12)}, file)
+    run(FOLDER / "sft_dialogues.py", monkeypatch, data, model, tmp_path / "run", rank=2)
+    found = printed(capsys)
+    assert found["compilations"] == 1
+    assert found["loss"]["0.01"] < found["loss"]["1e-09"]
+
+
+def test_translation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "sft_translation.py")
+    monkeypatch.setattr(module, "LENGTHS", (8, 8))
+    monkeypatch.setattr(module, "VOCABULARY", 270)
+    monkeypatch.setattr(module, "HELD_OUT", 5)
+    monkeypatch.setattr(module, "SEEDS", 2)
+    small = {**SIZES, "total_steps": 10 * 64, "learning_rate": 1e-2}
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(**small))
+    data = tmp_path / "deu.txt.gz"
+    pairs = [f"{a} {b}.\t{b} {a}." for a in ("I", "we", "Tom", "he") for b in ("go", "ran", "sat", "ate")]
+    with gzip.open(data, "wt") as file:
+        file.write("1\t2\n" + "\n".join(pairs) + "\n")
+    task, english, german = module.read(str(data))
+    assert len(english) == len(german) == 5
+    learnt = [task.tokenizer.decode(row[valid].tolist()) for row, valid in zip(*task.learn[:2], strict=True)]
+    assert not set(english) & set(learnt)
+    module.main(str(data), str(tmp_path / "run"))
+    assert [set(each) for each in printed(capsys)] == [{"chrf", "bleu"}] * 2
