@@ -156,6 +156,13 @@ def test_environment_arguments_are_python_literals_or_strings(calls):
     assert calls[0][2]["env_arguments"] == expected
 
 
+def test_a_number_may_be_none(calls):
+    assert run("train sft --data a.jsonl --config.dropout 0.1") == 0
+    assert run("train sft --data a.jsonl --config.dropout none") == 0
+    assert [call[1][2] for call in calls] == [{"dropout": 0.1}, {}]
+    assert run("train sft --data a.jsonl --config.dropout nine") == 2
+
+
 def test_text_algorithms_take_a_corpus(calls):
     line = "train sft --data a.jsonl --data b.jsonl --held-out c.jsonl --model some/model --long drop"
     assert run(f"{line} --held-out-fraction 0.2 --config.train lora --config.patterns a/*+b") == 0

@@ -62,7 +62,7 @@ def typed(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ("+" if any(isinstance(item, str) for item in value) else "x").join(map(str, value))
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value).lower() if isinstance(value, bool) else str(value)
+        return str(value).lower() if isinstance(value, bool | None) else str(value)
     return f"{int(value)}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
@@ -77,7 +77,8 @@ def _names(text: str) -> tuple[str, ...]:
 def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
     """What reads a value of a field of this type, and how help shows it."""
     if get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation):
-        annotation = get_args(annotation)[0]  # None is what it is without the option
+        parse, metavar = _reader(get_args(annotation)[0])
+        return lambda text: None if text == "none" else parse(text), f"{{{metavar},none}}"
     if get_origin(annotation) is Literal:
         options = get_args(annotation)
         return one_of(options), "{" + ",".join(options) + "}"

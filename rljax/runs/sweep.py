@@ -151,7 +151,9 @@ def plan(
             )
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
-    is_static = lambda field: field == LENGTH or not known[field].metadata.get("pytree_node", True)
+    # a number that may be None, which leaves a step out of the program, is one program per value
+    whole = lambda field: field == LENGTH or None in grid[field]
+    is_static = lambda field: whole(field) or not known[field].metadata.get("pytree_node", True)
     static = [field for field in grid if is_static(field)]
     leaves = [field for field in grid if not is_static(field)]
     parts = []

@@ -187,6 +187,16 @@ def test_a_task_and_an_environment_are_not_taken_for_each_other() -> None:
         rljax.train("ppo", text_task())
 
 
+def test_a_step_that_is_left_out_is_a_program_of_its_own_in_a_sweep() -> None:
+    grid = {"dropout": [None, 0.0, 0.5]}
+    found = rljax.sweep("sft", rows_task(), grid, tuning(), progress=False)
+    losses = [member["loss"] for member in found.members]
+    assert found.compilations == 3
+    assert [member["dropout"] for member in found.members] == [None, 0.0, 0.5]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    assert abs(losses[2] - losses[0]) > 1e-3
+
+
 def test_a_sweep_tells_the_loss_of_each_member(tmp_path: Any) -> None:
     found = rljax.sweep(
         "pretrain",
