@@ -128,7 +128,7 @@ def make(
     adaptation = ADAPTATIONS[config.train](config, model)
     if adaptation is not None:
         if "params" not in frozen:
-            checks.complain(config, "train", 'needs parameters to adapt, frozen["params"]; or choose "all"')
+            checks.complain(config, "train", 'needs parameters to adapt: name a --model, or choose "all"')
         model = adapters.attach(model, frozen["params"], adaptation)
 
     def init(key: Key) -> State:

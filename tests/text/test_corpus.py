@@ -107,13 +107,21 @@ def test_an_encoder_decoder_reads_pairs(tmp_path: Path) -> None:
     where = tmp_path / "t5"
     huggingface.save(where, model, model.init(jax.random.key(0)))
     text.character_tokenizer("0123456789").save(where)
-    task = sft.read(text.Corpus(path, model=where), sft.Config(**SMALL))
+    length = 2 * SMALL["length"]  # half of a row is of the prompt, half of the completion
+    sizes = sft.Config(**SMALL | {"length": length})
+    task = sft.read(text.Corpus(path, model=where), sizes)
     assert isinstance(task.learn, Pairs)
-    assert task.learn.prompt.shape == (18, 8)
+    assert task.learn.prompt.shape == task.learn.completion.shape == (18, length // 2)
     assert decoded(task, task.held_out.completion[1][task.held_out.mask[1]]) == "91<eos>"
     assert bool(task.held_out.valid[0, 0])  # padded on the right
-    own = sft.read(text.Corpus(path, held_out=path, model=where), sft.Config(**SMALL))
-    assert own.held_out.prompt.shape == (20, 8)
+    own = sft.read(text.Corpus(path, held_out=path, model=where), sizes)
+    assert own.held_out.prompt.shape == (20, length // 2)
+    of_config = sft.read(text.Corpus(path), sizes.replace(architecture="t5"))
+    assert isinstance(of_config.learn, Pairs)
+    with pytest.raises(ValueError, match=f"length = {length - 1}: must be even"):
+        sft.read(text.Corpus(path, model=where), sizes.replace(length=length - 1))
+    with pytest.raises(ValueError, match="stream = True: is of packed rows"):
+        sft.read(text.Corpus(path, held_out=path, model=where, stream=True), sizes)
 
 
 def test_what_is_recorded_makes_the_same_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
