@@ -3,8 +3,8 @@
     python experiments/sft_dialogues.py DATA MODEL [folder]    # Topical-Chat, valid_freq.json.gz; stories260K
 
 Took 8 minutes on 2 cores of an AMD EPYC that other jobs shared; all eight members are one compilation.
-Loss of the completions held out, the last tenth, mean of 2 seeds: 3.893 nats per token for the base, then 2.763,
-2.581 and 2.464 nats at learning rates 0.001, 0.003 and 0.01.
+Loss of the completions held out, the last tenth, mean of 2 seeds: 3.893 nats per token for the base, then
+2.763, 2.581 and 2.464 nats at learning rates 0.001, 0.003 and 0.01.
 """
 
 import gzip
