@@ -220,7 +220,8 @@ def test_a_prefix_is_seen_by_every_query_and_never_moves() -> None:
     for loop in ("unrolled", "scanned"):
         model, params = build(replace(LLAMA, loop=loop))
         _, cache = model.prefill(params, TOKENS[:1, :3], jnp.ones((1, 3), bool), 3)
-        at = lambda pair: {"attention": {"prefix_key": pair[0], "prefix_value": pair[1]}}
+        # a cache has the columns of keys last
+        at = lambda pair: {"attention": {"prefix_key": pair[0].swapaxes(-1, -2), "prefix_value": pair[1]}}
         if loop == "scanned":
             prefix = {"layers": at([part[:, 0] for part in cache.layers])}
         else:
