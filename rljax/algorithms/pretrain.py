@@ -51,7 +51,6 @@ class Config:
     length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
     num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
     chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
-    # of a model of this Config's sizes, without another one
     architecture: Literal["llama", "gru", "lstm"] = struct.field(
         pytree_node=False, default="llama"
     )  # without a model

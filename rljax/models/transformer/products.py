@@ -31,22 +31,20 @@ def matmul(x: Array, y: Array, dtype: Any) -> Array:
 
 def swapped(x: Array) -> Array:
     """x (..., M, N) as (..., N, M), in memory too where a product is only then fast."""
-    return _rows(x.swapaxes(-1, -2))
+    x = x.swapaxes(-1, -2)
+    return _rows(x, x.dtype)
 
 
-def _rows(x: Array) -> Array:
-    """x itself, made to lie in memory row by row where a product needs that."""
-    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
+def _rows(x: Array, dtype: Any) -> Array:
+    """x itself, made to lie in memory row by row where a product of inputs of `dtype` needs that."""
+    if dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
         return x
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def _dot(x: Array, y: Array, dtype: Any) -> Array:
-    x, y = _rows(x.astype(dtype)), _rows(y.astype(dtype))
-    result = jnp.matmul(x, y, preferred_element_type=jnp.float32)
-    if x.dtype != jnp.bfloat16 or jax.default_backend() != "cpu":
-        return result
-    return with_layout_constraint(result, Layout(major_to_minor=tuple(range(result.ndim))))
+    x, y = _rows(x.astype(dtype), dtype), _rows(y.astype(dtype), dtype)
+    return _rows(jnp.matmul(x, y, preferred_element_type=jnp.float32), dtype)
 
 
 def _product_value(x: Array, kernel: Array, dtype: Any, result: Any) -> Array:
