@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import side_by_side
-from side_by_side import Contest
+import tables
+from side_by_side import Contest, Failure
 
 MODELS = {
     "4.5m": {
@@ -131,6 +133,28 @@ def race(
 def median(limits: list[dict[str, float]], name: str) -> float:
     """Of what the limit's worker measured in each round."""
     return statistics.median(each[name] for each in limits)
+
+
+def command(
+    benchmark: str,
+    arguments: argparse.Namespace,
+    table: Callable[[dict[str, Any]], str],
+    run: Callable[[argparse.Namespace], None],
+) -> int:
+    """Measure, print the table of a results file or put all into README.md. Returns: the exit status."""
+    try:
+        if arguments.table:
+            print(table(tables.read(arguments.table)))
+        elif arguments.write_readme:
+            paths = sorted(tables.RESULTS.glob(f"{benchmark}_*.json"))
+            found = "\n\n".join(table(tables.read(path)) for path in paths)
+            tables.write_readme(benchmark, found or "Not measured yet.")
+        else:
+            run(arguments)
+    except (OSError, ValueError, Failure) as error:
+        print(f"{benchmark}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def options(parser: argparse.ArgumentParser, models: str, dtypes: str, systems: str) -> None:

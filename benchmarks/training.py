@@ -26,7 +26,7 @@ import language_models
 import side_by_side
 import tables
 from language_models import MODELS
-from side_by_side import Failure, ratio
+from side_by_side import ratio
 
 HERE = Path(__file__).parent
 NAMES = {"rljax": "rljax", "torch": "PyTorch", "torch-compiled": "PyTorch, torch.compile"}
@@ -61,20 +61,7 @@ class Case(NamedTuple):
 
 
 def main(words: list[str] | None = None) -> int:
-    arguments = parse(words)
-    try:
-        if arguments.table:
-            print(table(tables.read(arguments.table)))
-        elif arguments.write_readme:
-            paths = sorted(tables.RESULTS.glob("training_*.json"))
-            found = "\n\n".join(table(tables.read(path)) for path in paths)
-            tables.write_readme("training", found or "Not measured yet.")
-        else:
-            run(arguments)
-    except (OSError, ValueError, Failure) as error:
-        print(f"training: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return language_models.command("training", parse(words), table, run)
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
