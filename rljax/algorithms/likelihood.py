@@ -40,7 +40,7 @@ def check(config: Any) -> None:
     checks.count(config, "batch_size", "chunk")
     checks.count(config, "num_micro", low=0)
     if config.dropout is not None:
-        checks.number(config, "dropout", low=0, high=1)
+        checks.number(config, "dropout", low=0, high=0.99)  # at 1 nothing is left, and gradients are NaN
     checks.choice(config, "schedule", schedules.SCHEDULES)
     if config.num_micro and config.batch_size % config.num_micro:
         checks.complain(config, "num_micro", f"must divide batch_size = {config.batch_size}")

@@ -166,6 +166,8 @@ def test_head_alone_is_trained() -> None:
     [
         (pretrain.make, {"length": 60}, "length = 60: must be at most the 50 tokens of held_out"),
         (pretrain.make, {"num_micro": 3}, "num_micro = 3: must divide batch_size = 4"),
+        (pretrain.make, {"dropout": 1.0}, "dropout = 1"),
+        (sft.make, {"dropout": -0.1}, "dropout = -0.1"),
         (sft.make, {"length": 13}, f"length = 13: must be {LENGTH}, as the rows of learn"),
         (sft.make, {"batch_size": 1_000, "num_micro": 1}, "batch_size = 1000: must be at most the"),
         (sft.make, {"train": "lora"}, "needs parameters to adapt"),
