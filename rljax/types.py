@@ -87,12 +87,57 @@ class Feed(NamedTuple):
     sha256: str = ""  # of the files and how they are read, so that another order of data is noticed
 
 
+class Prompts(NamedTuple):
+    """N prompts, and what else is known of each. Arrays begin with the axis N, so that rows can be chosen."""
+
+    tokens: Any  # (N, P) int32, padded on the left
+    valid: Any  # (N, P) bool: where there is a token
+    reference: PyTree = None  # (N, ...): what the rewards are told of a prompt, such as its answer
+    demonstration: Any = None  # (N, T) int32: a completion to imitate with its stop token, −1 after it
+
+
+class Preferences(NamedTuple):
+    """N prompts with K completions each, of which somebody preferred the first."""
+
+    tokens: Any  # (N, P) int32, padded on the left
+    valid: Any  # (N, P) bool
+    completion: Any  # (N, K, T) int32, with its stop token, −1 after it; [:, 0] was preferred
+    weight: Any  # (N,) float32: how much a judgement counts, 1 for all where annotators are alike
+    margin: Any  # (N,) float32: by how much the first is better, 0 where that was not asked
+
+
+class Reward(NamedTuple):
+    """What completions are worth in one respect. `rljax.text.rewards` makes them.
+
+    In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
+    tokens are −1 where there is none, a completion ends with its stop token where it met one. On the host it
+    is (prompts, completions, references) -> (B,), lists of strings and of a task's records.
+
+    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted.
+    """
+
+    name: str
+    apply: Callable[..., Any]
+    params: PyTree = None  # of a reward model
+    weight: float = 1.0  # in the sum of a task's rewards
+    host: bool = False
+
+
+class Scores(NamedTuple):
+    """What B completions got from each of R rewards, in the units of each."""
+
+    values: Array  # (B, R) float32, NaN where a completion could not be scored
+    failed: Array  # (B, R) bool: a function of the host that failed or took too long, whatever it scored
+
+
 class Task(NamedTuple):
     """Text to learn from. Arrays reach the algorithm as its `frozen` argument, never as constants."""
 
     name: str
     vocab_size: int
-    learn: PyTree  # a text (M,) of token ids, or rows packed by `rljax.text.data`, or a Feed of them
+    # a text (M,) of token ids, or rows packed by `rljax.text.data`, or a Feed of them; for RL Prompts, for
+    # what learns from preferences Preferences
+    learn: PyTree
     held_out: PyTree  # the same, never learnt from
     params: PyTree = None  # of a model to start from, or to adapt
     host: bool = False
@@ -100,13 +145,22 @@ class Task(NamedTuple):
     model: LanguageModel | None = None  # of `params`; None: one of the Config's sizes
     generation: Any = None  # how that model wants to be sampled from, models.huggingface.Generation
     corpus: Any = None  # the rljax.text.Corpus that it was read from
+    problem: Any = None  # the rljax.text.Problem that it was read from
+    rewards: tuple[Reward, ...] = ()
+    max_new_tokens: int = 64  # of a completion
+    stop_ids: tuple[int, ...] = ()  # tokens that end one
+    # (context (P + T,), step (), reference) -> the token that the world writes at this step, −1 where the
+    # policy writes: a conversation. None: all of a completion is the policy's.
+    observe: Callable[[Array, Array, PyTree], Array] | None = None
+    records: Any = None  # what rewards on the host are told: record i of the prompts whose reference is i
 
     @property
     def frozen(self) -> dict[str, PyTree]:
         """What of it is arrays; of a Feed, a block of zeros."""
         params = {} if self.params is None else {"params": self.params}
         learn = self.learn.blank if isinstance(self.learn, Feed) else self.learn
-        return {"learn": learn, "held_out": self.held_out} | params
+        models = {reward.name: reward.params for reward in self.rewards if reward.params is not None}
+        return {"learn": learn, "held_out": self.held_out} | params | ({"rewards": models} if models else {})
 
 
 class Network(NamedTuple):
@@ -157,10 +211,15 @@ class Policy(NamedTuple):
 
 
 class Split(NamedTuple):
-    """One cycle as two programs with the host between them, where a reward lives on the host."""
+    """One cycle in its parts: two programs with the host between them where a reward lives on the host, and
+    what shows a cycle to people.
+    """
 
-    sample: Callable
-    learn: Callable
+    sample: Callable  # (key, State) -> rollout
+    # (rollout) -> Scores, NaN in the columns of rewards that live on the host
+    reward: Callable[[Any], Scores]
+    learn: Callable  # (key, State, rollout, Scores) -> (State, Metrics)
+    advantage: Callable  # (State, rollout, Scores) -> (B, T): what each token is credited with
 
 
 class Algorithm(NamedTuple):

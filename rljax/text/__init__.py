@@ -1,12 +1,13 @@
 """The world of text: tokenizers, data, pretrained models with theirs, and generation."""
 
-from rljax.text import data
+from rljax.text import data, rewards
 from rljax.text.buckets import decode_many
 from rljax.text.byte_pairs import byte_pair_tokenizer
 from rljax.text.corpus import Corpus
 from rljax.text.decoding import Sampling
 from rljax.text.generate import Completion, generate, stream
 from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
+from rljax.text.problem import Problem, problem
 from rljax.text.score import score
 from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_vocabulary
 
@@ -15,6 +16,7 @@ __all__ = [
     "Completion",
     "Corpus",
     "Pretrained",
+    "Problem",
     "Sampling",
     "Tokenizer",
     "byte_pair_tokenizer",
@@ -25,6 +27,8 @@ __all__ = [
     "generate",
     "load_pretrained",
     "load_tokenizer",
+    "problem",
+    "rewards",
     "score",
     "stream",
 ]

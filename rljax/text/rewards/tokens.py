@@ -1,0 +1,47 @@
+"""Rewards that are functions of token ids, compiled into the program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rljax.types import Array, PyTree, Reward
+
+
+def of_tokens(
+    function: Callable[[Array, Array, PyTree], Array], name: str | None = None, weight: float = 1.0
+) -> Reward:
+    """A reward of one completion: (prompt (P,), completion (T,), reference) -> (), a number or a boolean.
+
+    Tokens are int32, −1 where there is none: before a short prompt, after a completion's stop token. `name`
+    is that of the function where None.
+    """
+
+    def apply(params: PyTree, prompt: Array, completion: Array, reference: PyTree) -> Array:
+        del params
+        return jax.vmap(function)(prompt, completion, reference)
+
+    return Reward(name or function.__name__, apply, weight=weight)
+
+
+def exact_match(field: str = "completion", weight: float = 1.0) -> Reward:
+    """1 where the completion is `field` of the reference, its stop token included, else 0."""
+
+    def matches(prompt: Array, completion: Array, reference: PyTree) -> Array:
+        del prompt
+        return jnp.all(completion == reference[field])
+
+    return of_tokens(matches, "exact_match", weight)
+
+
+def length(target: float = 0.0, weight: float = 1.0) -> Reward:
+    """−|number of tokens − target| / target; with target 0 the number of tokens, stop token included."""
+
+    def measured(prompt: Array, completion: Array, reference: PyTree) -> Array:
+        del prompt, reference
+        tokens = jnp.sum(completion >= 0).astype(jnp.float32)
+        return -jnp.abs(tokens - target) / target if target else tokens
+
+    return of_tokens(measured, "length", weight)
