@@ -83,22 +83,21 @@ def problem(
     tokens, valid = pad_prompts(prompts)
     reference = _reference(name, tokenizer, records)
     longest = 0 if "completion" not in reference else reference["completion"].shape[1]
-    if max_new_tokens is None:
-        max_new_tokens = longest
-    if max_new_tokens < max(1, longest):
+    length = longest if max_new_tokens is None else max_new_tokens
+    if length < max(1, longest):
         raise ValueError(
-            f"problem {name}: max_new_tokens = {max_new_tokens}: must be at least {max(1, longest)}, as the "
+            f"problem {name}: max_new_tokens = {length}: must be at least {max(1, longest)}, as the "
             "longest completion with its stop token"
         )
     if "completion" in reference:
-        reference["completion"] = widen(reference["completion"], max_new_tokens)
+        reference["completion"] = widen(reference["completion"], length)
     rows = Prompts(tokens, valid, reference, reference.get("completion"))
     first = len(records) - number
     cut = lambda part: jax.tree.map(lambda x: jnp.asarray(x[part]), rows)
     stops = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     rewards = (rewards,) if isinstance(rewards, Reward) else tuple(rewards)
     return Problem(
-        *(name, tokenizer, cut(slice(first)), cut(slice(first, None)), rewards, max_new_tokens, stops),
+        *(name, tokenizer, cut(slice(first)), cut(slice(first, None)), rewards, length, stops),
         records=records,
     )
 
