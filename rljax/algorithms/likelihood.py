@@ -110,7 +110,8 @@ def update(
             dropout = Dropout(jax.vmap(jax.random.fold_in, (None, 0))(key, numbers), config.dropout)
         hidden, targets, mask = states(model, params, rows, dropout)
         weights = mask.astype(jnp.float32)
-        total = weighted_sum(model, cross_entropy, params, hidden, weights, targets, chunk=config.chunk)
+        loss = lambda logits, targets: (cross_entropy(logits, targets), ())
+        total, _ = weighted_sum(model, loss, params, hidden, weights, targets, chunk=config.chunk)
         return total, mask.sum(dtype=jnp.int32)
 
     total, count, gradients = accumulate(

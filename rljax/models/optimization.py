@@ -64,7 +64,8 @@ def master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTra
 def accumulate(
     loss_sum: Callable[[PyTree, PyTree], tuple[Array, Array]], params: PyTree, batch: PyTree, num_micro: int
 ) -> tuple[Array, Array, PyTree]:
-    """Loss, count and gradient of a whole batch, with the memory of one of its `num_micro` microbatches.
+    """Loss, count and gradient of their ratio of a whole batch, with the memory of one of its `num_micro`
+    microbatches.
 
     The gradient is that of Σ loss / Σ count over the whole batch, never a mean of the microbatches' means,
     which would weigh a token the more, the fewer there are beside it.
@@ -80,6 +81,18 @@ def accumulate(
 
     Raises: ValueError where num_micro does not divide B.
     """
+    total, count, gradient = add_up(loss_sum, params, batch, num_micro)
+    share = 1.0 / jnp.where(count > 0, count, 1).astype(jnp.float32)
+    gradient = jax.tree.map(lambda g, p: (g * share).astype(p.dtype), gradient, params)
+    return total, count, gradient
+
+
+def add_up(
+    loss_sum: Callable[[PyTree, PyTree], tuple[Array, PyTree]], params: PyTree, batch: PyTree, num_micro: int
+) -> tuple[Array, PyTree, PyTree]:
+    """`accumulate` of losses that are weighted already: the sum over all microbatches, that of whatever else
+    `loss_sum` gives, and the gradient of the sum.
+    """
     sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
     if num_micro < 1 or len(sizes) != 1 or min(sizes) % num_micro:
         raise ValueError(
@@ -87,12 +100,12 @@ def accumulate(
             "must divide it"
         )
 
-    def micro(params: PyTree, part: PyTree) -> tuple[Array, Array, PyTree]:
-        (total, count), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params, part)
-        return total, count, gradient
+    def micro(params: PyTree, part: PyTree) -> tuple[Array, PyTree, PyTree]:
+        (total, others), gradient = jax.value_and_grad(loss_sum, has_aux=True)(params, part)
+        return total, others, gradient
 
     if num_micro == 1:
-        total, count, gradient = micro(params, batch)
+        total, others, gradient = micro(params, batch)
     else:
         rows = lambda x: jnp.swapaxes(x.reshape(-1, num_micro, *x.shape[1:]), 0, 1)
         parts = jax.tree.map(rows, batch)
@@ -102,10 +115,8 @@ def accumulate(
         def add(sums: PyTree, part: PyTree) -> tuple[PyTree, None]:
             return jax.tree.map(lambda s, x: s + x.astype(s.dtype), sums, micro(params, part)), None
 
-        (total, count, gradient), _ = jax.lax.scan(add, start, parts)
-    share = 1.0 / jnp.where(count > 0, count, 1).astype(jnp.float32)
-    gradient = jax.tree.map(lambda g, p: (g * share).astype(p.dtype), gradient, params)
-    return total, count, gradient
+        (total, others, gradient), _ = jax.lax.scan(add, start, parts)
+    return total, others, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
 
 
 def _sum_dtype(dtype: Any) -> Any:

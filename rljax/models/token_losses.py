@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rljax.math import losses
 from rljax.math.optimization import reads
 from rljax.types import Array, LanguageModel, PyTree
 
@@ -62,18 +60,19 @@ def per_token(
 
 def weighted_sum(
     model: LanguageModel,
-    function: Callable[..., Array],
+    function: Callable[..., tuple[Array, PyTree]],
     params: PyTree,
     hidden: Array,
     weights: Array,
     *inputs: PyTree,
     chunk: int = CHUNK,
-) -> Array:
-    """Σ weights · function(logits, *inputs) over all tokens, (), with the arguments of `per_token`.
+) -> tuple[Array, PyTree]:
+    """Σ weights · loss over all tokens, (), and what else `function` gives of each, with the arguments of
+    `per_token`.
 
-    `function` gives (B, c); weights are (B, T) float32. Only params and hidden are differentiated: weights
-    and inputs count as constants. The gradient is computed together with the sum, so where only the sum is
-    wanted `per_token` is cheaper.
+    `function` gives (loss (B, c), others (B, c, ...)); weights are (B, T) float32. Only params and hidden are
+    differentiated: weights, inputs and the others (B, T, ...) count as constants. The gradient is computed
+    together with the sum, so where only the sum is wanted `per_token` is cheaper.
 
     Raises: as `per_token`.
     """
@@ -85,33 +84,36 @@ def weighted_sum(
     read = jax.tree.leaves(reads(one, params))
     rest = [None if mine else jax.lax.stop_gradient(leaf) for leaf, mine in zip(leaves, read, strict=True)]
 
-    def losses(head: list[Array], rest: list[Array | None], hidden: Array, inputs: PyTree) -> Array:
+    def losses(
+        head: list[Array], rest: list[Array | None], hidden: Array, inputs: PyTree
+    ) -> tuple[Array, PyTree]:
         own = iter(head)
         full = structure.unflatten([next(own) if mine else x for mine, x in zip(read, rest, strict=True)])
         return function(model.logits(full, hidden), *inputs)
 
     def forward(
         head: list[Array], hidden: Array, rest: list[Array | None], weights: Array, inputs: PyTree
-    ) -> tuple[Array, tuple[list[Array], Array]]:
-        def step(sums: tuple, part: tuple) -> tuple[tuple, Array]:
+    ) -> tuple[tuple[Array, PyTree], tuple[list[Array], Array]]:
+        def step(sums: tuple, part: tuple) -> tuple[tuple, tuple[Array, PyTree]]:
             hidden, weights, inputs = part
             of = lambda head, hidden: losses(head, rest, hidden, inputs)
-            loss, pull = jax.vjp(of, head, hidden)
+            loss, pull, others = jax.vjp(of, head, hidden, has_aux=True)
             to_head, to_hidden = pull(weights.astype(loss.dtype))
             add = lambda total, x: total + x.astype(jnp.float32)
             sums = sums[0] + jnp.sum(weights * loss), jax.tree.map(add, sums[1], to_head)
-            return sums, to_hidden.astype(jnp.float32)  # a CPU converts all that a loop collects in each turn
+            # float32, because a CPU converts all that a loop collects in each turn
+            return sums, (to_hidden.astype(jnp.float32), others)
 
         wide = [jnp.zeros(leaf.shape, jnp.float32) for leaf in head]
         parts = jax.tree.map(cut, (hidden, weights, inputs))
-        (total, to_head), to_hidden = jax.lax.scan(step, (jnp.float32(0), wide), parts)
-        return total, (to_head, whole(to_hidden))
+        (total, to_head), (to_hidden, others) = jax.lax.scan(step, (jnp.float32(0), wide), parts)
+        return (total, jax.tree.map(whole, others)), (to_head, whole(to_hidden))
 
-    def value(head: list[Array], hidden: Array, *others: PyTree) -> Array:
-        return forward(head, hidden, *others)[0]
+    def value(head: list[Array], hidden: Array, *more: PyTree) -> tuple[Array, PyTree]:
+        return forward(head, hidden, *more)[0]
 
-    def backward(saved: tuple[list[Array], Array], g: Array) -> tuple:
-        scale = lambda x, like: (x.astype(jnp.float32) * g).astype(like.dtype)
+    def backward(saved: tuple[list[Array], Array], g: tuple[Array, PyTree]) -> tuple:
+        scale = lambda x, like: (x.astype(jnp.float32) * g[0]).astype(like.dtype)
         head = [leaf for leaf, mine in zip(leaves, read, strict=True) if mine]
         return jax.tree.map(scale, saved[0], head), scale(saved[1], hidden), None, None, None
 
@@ -148,23 +150,3 @@ def _chunks(
         return jnp.moveaxis(y, 0, 1).reshape(batch, number * size, *y.shape[3:])[:, :length]
 
     return cut, whole, number
-
-
-def cross_entropy(
-    model: LanguageModel,
-    params: PyTree,
-    hidden: Array,
-    targets: Array,
-    chunk: int = CHUNK,
-    smoothing: float | Array = 0.0,
-    z_loss: float | Array = 0.0,
-) -> Array:
-    """−log p(target) of each token in nats, (B, T) float32, from hidden (B, T, D) and targets (B, T) int32.
-
-    `smoothing` and `z_loss` are those of `rljax.math.losses.cross_entropy`. Which mean is taken, over which
-    tokens, is the caller's.
-
-    Raises: as `per_token`.
-    """
-    function = partial(losses.cross_entropy, smoothing=smoothing, z_loss=z_loss)
-    return per_token(model, function, params, hidden, targets, chunk=chunk)

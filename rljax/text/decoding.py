@@ -24,6 +24,11 @@ from rljax.types import Array, Key, LanguageModel, PyTree
 Processor = Callable[[Array, Array, Array], Array]
 
 
+# (tokens (P + T,) as above, step (), reference) -> the token that the world writes at this step, −1 where the
+# model writes, pure. `reference` is of the row's prompt.
+Observe = Callable[[Array, Array, PyTree], Array]
+
+
 @struct.dataclass
 class Sampling:
     """How tokens are drawn. Numbers are leaves; None leaves a step out. See `rljax.math.sampling`."""
@@ -48,6 +53,8 @@ class Decoding(NamedTuple):
     seen: Array | None  # (B, V) bool, tokens of prompt and completion, for the repetition penalty
     keys: Array  # (B,)
     step: Array  # () int32, tokens drawn so far
+    reference: PyTree = None  # (B, ...), what `observe` is told
+    observed: Array | None = None  # (B, T) bool, tokens that the world wrote; None without `observe`
 
 
 def settings_are_right(settings: Sampling) -> None:
@@ -104,13 +111,23 @@ def _choose(
     settings: Sampling,
     stop_ids: Array,
     processors: tuple[Processor, ...],
+    observe: Observe | None,
 ) -> Decoding:
-    """The next token of every row that is alive, from logits (B, V) and uniforms (B, 2)."""
+    """The next token of every row that is alive, from logits (B, V) and uniforms (B, 2), or where the world
+    writes one, that.
+    """
 
     def row(logits: Array, uniform: Array, seen: Array | None, context: Array) -> tuple[Array, Array]:
         return sampling.draw(uniform, shaped(settings, processors, logits, seen, context, state.step)[0])
 
     token, log_prob = jax.vmap(row)(logits, uniform, state.seen, state.context)
+    observed = state.observed
+    if observe is not None and observed is not None:
+        given = jax.vmap(observe, (0, None, 0))(state.context, state.step, state.reference)
+        theirs = given >= 0
+        token, log_prob = jnp.where(theirs, given, token), jnp.where(theirs, 0.0, log_prob)
+        theirs = (theirs & state.alive)[:, None]
+        observed = jax.lax.dynamic_update_slice_in_dim(observed, theirs, state.step, axis=1)
     token = jnp.where(state.alive, token, 0)
     column = state.context.shape[1] - settings.max_new_tokens + state.step
     put = lambda whole, part, at: jax.lax.dynamic_update_slice_in_dim(whole, part[:, None], at, axis=1)
@@ -124,6 +141,7 @@ def _choose(
         log_prob=put(state.log_prob, jnp.where(state.alive, log_prob, 0.0), state.step),
         seen=seen,
         step=state.step + 1,
+        observed=observed,
     )
 
 
@@ -142,7 +160,7 @@ def row_keys(key: Key, prompts: int, group: int) -> Array:
     return jax.vmap(each, (0, None))(keys, jnp.arange(group)).reshape(-1)
 
 
-@partial(jax.jit, static_argnames=("model", "group", "processors"))
+@partial(jax.jit, static_argnames=("model", "group", "processors", "observe"))
 def begin(
     model: LanguageModel,
     params: PyTree,
@@ -154,8 +172,10 @@ def begin(
     adapters: PyTree,
     group: int,
     processors: tuple[Processor, ...],
+    observe: Observe | None = None,
+    reference: PyTree = None,
 ) -> Decoding:
-    """Prompts (B, P) run, forked to B · G rows, and their first tokens drawn."""
+    """Prompts (B, P) run, forked to B · G rows, and their first tokens drawn. `reference` is (B, ...)."""
     length, fork = settings.max_new_tokens, partial(jnp.repeat, repeats=group, axis=0)
     hidden, cache = model.prefill(params, prompt, valid, prompt.shape[1] + length, adapters)
     logits = model.logits(params, hidden)
@@ -174,12 +194,14 @@ def begin(
         seen=seen,
         keys=row_keys(key, prompt.shape[0], group),
         step=jnp.int32(0),
+        reference=jax.tree.map(fork, reference),
+        observed=None if observe is None else jnp.zeros((rows, length), bool),
     )
     uniform = _uniforms(state.keys, state.step[None])[0]
-    return _choose(state, fork(logits), uniform, settings, stop_ids, processors)
+    return _choose(state, fork(logits), uniform, settings, stop_ids, processors, observe)
 
 
-@partial(jax.jit, static_argnames=("model", "count", "processors"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("model", "count", "processors", "observe"), donate_argnames="state")
 def advance(
     model: LanguageModel,
     params: PyTree,
@@ -189,6 +211,7 @@ def advance(
     adapters: PyTree,
     count: int,
     processors: tuple[Processor, ...],
+    observe: Observe | None = None,
 ) -> Decoding:
     """`count` more tokens; with "while" until every row has stopped or is full. `state` is donated."""
     uniforms = _uniforms(state.keys, state.step + jnp.arange(count))
@@ -196,7 +219,8 @@ def advance(
     def body(i: Array, state: Decoding) -> Decoding:
         hidden, cache = model.decode(params, state.token, state.cache, adapters)
         state = state._replace(cache=cache)
-        return _choose(state, model.logits(params, hidden), uniforms[i], settings, stop_ids, processors)
+        logits = model.logits(params, hidden)
+        return _choose(state, logits, uniforms[i], settings, stop_ids, processors, observe)
 
     if settings.loop == "scan":
         return jax.lax.fori_loop(0, count, body, state)

@@ -31,6 +31,7 @@ from jax.core import Tracer
 
 from rljax.text.decoding import (
     Decoding,
+    Observe,
     Processor,
     Sampling,
     advance,
@@ -50,6 +51,7 @@ class Completion(NamedTuple):
     tokens: Array  # (B · G, T) int32, `pad_id` after the stop token
     mask: Array  # (B · G, T) bool, true up to the stop token and there
     log_prob: Array  # (B · G, T) of the distribution drawn from, 0 outside the mask
+    drawn: Array  # (B · G, T) bool, the mask without what `observe` wrote, whose log_prob is 0
 
 
 def generate(
@@ -64,12 +66,15 @@ def generate(
     adapters: PyTree = None,
     processors: tuple[Processor, ...] = (),
     pad_id: int = 0,
+    observe: Observe | None = None,
+    reference: PyTree = None,
 ) -> Completion:
     """`group` completions of T = settings.max_new_tokens tokens of each prompt (B, P), padded on the left.
 
     The G samples of a prompt share its prefill. `key` is one key, or one per prompt (B,): then a row's
     tokens depend on its own prompt and key alone, whatever batch it is in. One key stands for those of
-    `fold_in(key, b)`. `stop_ids` (K,), several or none, may be traced.
+    `fold_in(key, b)`. `stop_ids` (K,), several or none, may be traced. `observe` makes of a completion a
+    conversation with a world that knows `reference` (B, ...), of each prompt.
 
     Raises: ValueError, outside a trace, for a setting out of its range, an empty or wrongly padded prompt,
     and a prompt that with T new tokens is longer than the model's `max_positions`.
@@ -77,7 +82,7 @@ def generate(
     check(model, key, prompt, valid, settings, group)
     return _generate(
         *(bare(model), params, key, jnp.asarray(prompt), jnp.asarray(valid), numbers(settings)),
-        *(jnp.asarray(stop_ids, jnp.int32), adapters, pad_id, group, processors),
+        *(jnp.asarray(stop_ids, jnp.int32), adapters, pad_id, reference, group, processors, observe),
     )
 
 
@@ -159,7 +164,7 @@ def check(
                 )
 
 
-@partial(jax.jit, static_argnames=("model", "group", "processors"))
+@partial(jax.jit, static_argnames=("model", "group", "processors", "observe"))
 def _generate(
     model: LanguageModel,
     params: PyTree,
@@ -170,12 +175,17 @@ def _generate(
     stop_ids: Array,
     adapters: PyTree,
     pad_id: Array,
+    reference: PyTree,
     group: int,
     processors: tuple[Processor, ...],
+    observe: Observe | None,
 ) -> Completion:
-    state = begin(model, params, key, prompt, valid, settings, stop_ids, adapters, group, processors)
+    fixed = settings, stop_ids, adapters
+    state = begin(model, params, key, prompt, valid, *fixed, group, processors, observe, reference)
     count = settings.max_new_tokens - 1
     if count:
-        state = advance(model, params, state, settings, stop_ids, adapters, count, processors)
+        state = advance(model, params, state, *fixed, count, processors, observe)
     tokens = state.context[:, prompt.shape[1] :]
-    return Completion(jnp.where(tokens >= 0, tokens, pad_id), tokens >= 0, state.log_prob)
+    mask = tokens >= 0
+    drawn = mask if state.observed is None else mask & ~state.observed
+    return Completion(jnp.where(mask, tokens, pad_id), mask, state.log_prob, drawn)

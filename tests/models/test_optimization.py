@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from rljax.math.losses import cross_entropy
 from rljax.models import adapters
 from rljax.models.adapters.subsets import flatten
 from rljax.models.optimization import accumulate, decay_mask, master_weights
-from rljax.models.token_losses import cross_entropy
+from rljax.models.token_losses import per_token
 from rljax.models.transformer import Layer, TransformerConfig, transformer
 from rljax.types import PyTree
 
@@ -91,8 +92,8 @@ def batch(rows: int = 8, length: int = 10) -> dict:
 def losses(lm: object) -> Callable:
     def loss_sum(params: PyTree, batch: dict) -> tuple[jax.Array, jax.Array]:
         hidden = lm.forward(params, batch["tokens"][:, :-1])
-        per_token = cross_entropy(lm, params, hidden, batch["tokens"][:, 1:], 4)
-        return jnp.where(batch["mask"], per_token, 0).sum(), batch["mask"].sum()
+        loss = per_token(lm, cross_entropy, params, hidden, batch["tokens"][:, 1:], chunk=4)
+        return jnp.where(batch["mask"], loss, 0).sum(), batch["mask"].sum()
 
     return loss_sum
 

@@ -25,6 +25,22 @@ def sample(vocabulary: int = 37, length: int = T) -> tuple[jax.Array, jax.Array]
     return jnp.asarray(hidden, jnp.float32), jnp.asarray(rng.integers(0, vocabulary, (B, length)), jnp.int32)
 
 
+def chunked_loss(
+    model: LanguageModel, params: PyTree, hidden: jax.Array, targets: jax.Array, chunk: int
+) -> jax.Array:
+    return token_losses.per_token(model, losses.cross_entropy, params, hidden, targets, chunk=chunk)
+
+
+def with_targets(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, dict]:
+    """The loss of each token, and what a weighted sum does not differentiate."""
+    loss = losses.cross_entropy(logits, targets)
+    return loss, {"best": logits.max(-1), "loss": loss, "targets": targets}
+
+
+def summed(model: LanguageModel, params: PyTree, *inputs: jax.Array, chunk: int = T) -> jax.Array:
+    return token_losses.weighted_sum(model, with_targets, params, *inputs, chunk=chunk)[0]
+
+
 def plain(model: LanguageModel, params: PyTree, hidden: jax.Array, targets: jax.Array) -> jax.Array:
     log_p = jax.nn.log_softmax(model.logits(params, hidden))
     return -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
@@ -46,7 +62,7 @@ def test_chunks_change_neither_values_nor_gradients(fields: dict, chunk: int) ->
         total = lambda params, hidden: (function(params, hidden) * weight).sum()
         return jax.jit(jax.grad(total, (0, 1)))(params, hidden)
 
-    chunked = lambda p, h: token_losses.cross_entropy(lm, p, h, targets, chunk)
+    chunked = lambda p, h: chunked_loss(lm, p, h, targets, chunk)
     value = jax.jit(chunked)(params, hidden)
     assert value.shape == (B, T)
     assert value.dtype == jnp.float32
@@ -69,7 +85,7 @@ def test_all_logits_are_never_in_memory() -> None:
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert bytes_of(lambda p, h: plain(lm, p, h, targets)) > everything
-    chunked = bytes_of(lambda p, h: token_losses.cross_entropy(lm, p, h, targets, 8))
+    chunked = bytes_of(lambda p, h: chunked_loss(lm, p, h, targets, 8))
     assert chunked < everything / 4  # some copies of 1/32, and the gradient of the embedding
 
 
@@ -102,9 +118,9 @@ def test_what_does_not_fit_is_named() -> None:
     params = jax.jit(lm.init)(jax.random.key(0))
     hidden, targets = sample()
     with pytest.raises(ValueError, match=r"shape \(2, 10\).*must begin with \(B, T\) = \(2, 11\)"):
-        token_losses.cross_entropy(lm, params, hidden, targets[:, 1:])
+        chunked_loss(lm, params, hidden, targets[:, 1:], T)
     with pytest.raises(ValueError, match="chunk = 0: must be at least 1"):
-        token_losses.cross_entropy(lm, params, hidden, targets, 0)
+        chunked_loss(lm, params, hidden, targets, 0)
 
 
 def test_cross_entropy_by_hand() -> None:
@@ -143,7 +159,7 @@ def test_a_weighted_sum_has_the_gradient_of_the_sum_of_its_tokens(fields: dict, 
 
     def fused(params: PyTree, hidden: jax.Array) -> jax.Array:
         inputs = hidden, weight, targets
-        return scale * token_losses.weighted_sum(lm, losses.cross_entropy, params, *inputs, chunk=chunk)
+        return scale * summed(lm, params, *inputs, chunk=chunk)
 
     whole = lambda p, h: scale * (plain(lm, p, h, targets) * weight).sum()
     np.testing.assert_allclose(jax.jit(fused)(params, hidden), whole(params, hidden), rtol=1e-5)
@@ -153,11 +169,29 @@ def test_a_weighted_sum_has_the_gradient_of_the_sum_of_its_tokens(fields: dict, 
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_a_weighted_sum_gives_what_else_the_function_knows_and_does_not_differentiate_it() -> None:
+    lm = model()
+    params, (hidden, targets) = lm.init(jax.random.key(0)), sample()
+    weights = jnp.ones((B, T))
+
+    def both(params: PyTree, scale: jax.Array) -> tuple[jax.Array, dict]:
+        total, others = token_losses.weighted_sum(lm, with_targets, params, hidden, weights, targets, chunk=4)
+        return scale * total + others["best"].sum(), others
+
+    gradient, others = jax.jit(jax.grad(both, has_aux=True))(params, jnp.float32(1.0))
+    np.testing.assert_allclose(others["loss"], plain(lm, params, hidden, targets), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(others["best"], lm.logits(params, hidden).max(-1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(others["targets"], targets)
+    alone = jax.grad(lambda p: plain(lm, p, hidden, targets).sum())(params)
+    for one, other in zip(*map(jax.tree.leaves, (gradient, alone)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_a_weighted_sum_multiplies_with_the_head_three_times() -> None:
     lm = model()
     params, (hidden, targets) = lm.init(jax.random.key(0)), sample()
     inputs = jnp.ones((B, T)), targets
-    fused = lambda p, h: token_losses.weighted_sum(lm, losses.cross_entropy, p, h, *inputs, chunk=4)
+    fused = lambda p, h: summed(lm, p, h, *inputs, chunk=4)
     again = lambda p, h: token_losses.per_token(lm, losses.cross_entropy, p, h, targets, chunk=4).sum()
     counts = [
         str(jax.make_jaxpr(jax.value_and_grad(function, (0, 1)))(params, hidden)).count("dot_general")
@@ -171,7 +205,7 @@ def test_a_weighted_sum_maps_over_seeds() -> None:
     params = jax.vmap(lm.init)(jax.random.split(jax.random.key(0), 3))
     hidden, targets = sample()
     inputs = hidden, jnp.ones((B, T)), targets
-    loss = lambda p: token_losses.weighted_sum(lm, losses.cross_entropy, p, *inputs, chunk=4)
+    loss = lambda p: summed(lm, p, *inputs, chunk=4)
     mapped = jax.jit(jax.vmap(jax.grad(loss)))(params)
     for seed in range(3):
         alone = jax.jit(jax.grad(loss))(jax.tree.map(lambda x, seed=seed: x[seed], params))
@@ -183,4 +217,4 @@ def test_an_input_of_the_wrong_shape_is_named() -> None:
     lm, (hidden, targets) = model(), sample()
     inputs = jnp.ones((B, T - 1)), targets
     with pytest.raises(ValueError, match=r"must begin with \(B, T\) = \(2, 11\)"):
-        token_losses.weighted_sum(lm, losses.cross_entropy, {}, hidden, *inputs)
+        summed(lm, {}, hidden, *inputs)
