@@ -8,7 +8,9 @@ anything here.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from rljax.math.masked import masked_mean
 
 
 def policy_gradient(log_prob: Float[Array, "*S"], advantage: Float[Array, "*S"]) -> Float[Array, "*S"]:
@@ -34,16 +36,53 @@ def clipped_surrogate(
     advantage: Float[Array, "*S"],
     clip: float | Float[Array, ""],
     clip_high: float | Float[Array, ""] | None = None,
+    dual_clip: float | Float[Array, ""] | None = None,
 ) -> Float[Array, "*S"]:
     """−min(ρ A, clip(ρ, 1 − ε, 1 + ε_high) A) with ρ = exp(log_prob − log_prob_old).
 
     The clipped objective of PPO (Schulman et al. 2017, eq. 7), ε = clip. `clip_high` is the separate upper
     bound of DAPO (Yu et al. 2025), ε itself where None. At ρ = 1 the gradient is that of `policy_gradient`.
     ρ overflows where log_prob exceeds log_prob_old by more than 88 in float32, and NaN follows.
+
+    `dual_clip` c bounds the loss of a bad action, −max(min(…), c A) where A < 0, so that an action that has
+    become much likelier pulls no further than c |A| (dual-clip PPO, Ye et al. 2020; c > 1 + ε_high). It
+    is `clip_ratio_c` in verl, 3 by default, and `delta` in TRL.
     """
     ratio = jnp.exp(log_prob - log_prob_old)
     clipped = jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high))
-    return -jnp.minimum(ratio * advantage, clipped * advantage)
+    loss = -jnp.minimum(ratio * advantage, clipped * advantage)
+    if dual_clip is None:
+        return loss
+    return jnp.where(advantage < 0, jnp.minimum(loss, -dual_clip * advantage), loss)
+
+
+def cispo(
+    log_prob: Float[Array, "*S"],
+    log_prob_old: Float[Array, "*S"],
+    advantage: Float[Array, "*S"],
+    clip_high: float | Float[Array, ""],
+    clip_low: float | Float[Array, ""] | None = None,
+) -> Float[Array, "*S"]:
+    """−w A log_prob with the constant w = clip(ρ, 1 − ε_low, 1 + ε_high), ρ = exp(log_prob − log_prob_old).
+
+    The policy gradient with a bounded importance weight: no token loses its gradient to the clip (CISPO,
+    MiniMax 2025, arXiv:2506.13585). No lower bound where `clip_low` is None, as in the paper's experiments.
+    TRL's `epsilon_high` is the bound itself, 1 + ours. At ρ = 1 it is `policy_gradient`.
+    """
+    low = 0.0 if clip_low is None else 1 - clip_low
+    weight = jnp.clip(jnp.exp(log_prob - log_prob_old), low, 1 + clip_high)
+    return policy_gradient(log_prob, jax.lax.stop_gradient(weight) * advantage)
+
+
+def sequence_log_ratio(
+    log_prob: Float[Array, "T"], log_prob_old: Float[Array, "T"], mask: Bool[Array, "T"]
+) -> Float[Array, "T"]:
+    """The mean of log_prob − log_prob_old over the mask, at every place; 0 where nothing is kept.
+
+    The logarithm of GSPO's ratio of one sequence (Zheng et al. 2025, arXiv:2507.18071): give it to
+    `clipped_surrogate` as `log_prob`, zeros as `log_prob_old`, and a clip of about 3e-4.
+    """
+    return jnp.broadcast_to(masked_mean(log_prob - log_prob_old, mask), log_prob.shape)
 
 
 def value_loss(value: Float[Array, "*S"], target: Float[Array, "*S"]) -> Float[Array, "*S"]:

@@ -21,15 +21,18 @@ def _mean(values: Array, mask: Array | None, axis: Axis, keepdims: bool) -> Arra
 
 
 def _variance(values: Array, mask: Array | None, axis: Axis, keepdims: bool) -> Array:
-    return _mean(jnp.square(_centred(values, mask, axis)), mask, axis, keepdims)
+    return _mean(jnp.square(centred(values, mask, axis)), mask, axis, keepdims)
 
 
-def _centred(values: Array, mask: Array | None, axis: Axis) -> Array:
+def centred(
+    values: Float[Array, "*S"], mask: Bool[Array, "*S"] | None = None, axis: Axis = None
+) -> Float[Array, "*S"]:
+    """x − mean, in units of x, and 0 outside the mask. Equal values become 0."""
     if mask is not None:
         values = jnp.where(mask, values, 0)  # before the square, whose gradient would carry a NaN
     for _ in range(2):  # the second time removes the rounding of the first, which `whiten` would magnify
         values = values - jnp.broadcast_to(_mean(values, mask, axis, keepdims=True), values.shape)
-    return values
+    return values if mask is None else jnp.where(mask, values, 0)
 
 
 def masked_mean(
@@ -60,7 +63,7 @@ def whiten(
     of x. This is the normalisation of advantages (Huang et al. 2022, detail 7).
     """
     scale = jax.lax.rsqrt(_variance(values, mask, axis, keepdims=True) + epsilon)
-    result = _centred(values, mask, axis) * jnp.broadcast_to(scale, values.shape)
+    result = centred(values, mask, axis) * jnp.broadcast_to(scale, values.shape)
     if not shift_mean:
         result = result + jnp.broadcast_to(_mean(values, mask, axis, keepdims=True), values.shape)
     return result if mask is None else jnp.where(mask, result, 0)

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rljax.math.losses import clipped_surrogate, clipped_value_loss, policy_gradient, value_loss
+from rljax.math.losses import (
+    cispo,
+    clipped_surrogate,
+    clipped_value_loss,
+    policy_gradient,
+    sequence_log_ratio,
+    value_loss,
+)
 
 
 def samples(seed: int, *shape: int) -> list[np.ndarray]:
@@ -71,6 +78,90 @@ def test_the_upper_clip_is_separate() -> None:
     assert slope(log_ratio, zero, one, 0.2, 0.28) == pytest.approx(-1.25)
     assert slope(log_ratio, zero, one, 0.2) == 0
     assert slope(-log_ratio, zero, -one, 0.3, 0.0) == pytest.approx(0.8)
+
+
+def test_the_dual_clip_is_its_definition() -> None:
+    """−max(min(ρ A, clip(ρ) A), c A) where A < 0, and −min(ρ A, clip(ρ) A) elsewhere."""
+    a, b, c = samples(4, 200)
+    expected = []
+    for log_ratio, advantage in zip(2 * (a - b), c, strict=True):
+        ratio = np.exp(log_ratio)
+        objective = min(ratio * advantage, min(max(ratio, 0.8), 1.28) * advantage)
+        expected.append(-max(objective, 3 * advantage) if advantage < 0 else -objective)
+    x, y, z = f32(2 * a, 2 * b, c)
+    actual = clipped_surrogate(x, y, z, 0.2, 0.28, 3.0)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert np.any(np.asarray(actual) < np.asarray(clipped_surrogate(x, y, z, 0.2, 0.28)))
+    traced = jax.jit(clipped_surrogate)(x, y, z, 0.2, 0.28, jnp.float32(3))
+    np.testing.assert_allclose(traced, actual, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (5.0, -2.0, 6.0, 0.0),  # bad and much likelier: bounded, and no gradient
+        (2.5, -2.0, 5.0, 5.0),  # bad and likelier: as without the bound
+        (5.0, 2.0, -2.4, 0.0),  # good: the ordinary clip
+        (0.5, -2.0, 1.6, 0.0),
+        (1.0, -2.0, 2.0, 2.0),
+    ],
+)
+def test_the_dual_clip_bounds_only_bad_actions(
+    ratio: float, advantage: float, loss: float, slope: float
+) -> None:
+    arguments = jnp.log(jnp.float32(ratio)), jnp.float32(0), jnp.float32(advantage), 0.2, None, 3.0
+    value, gradient = jax.value_and_grad(clipped_surrogate)(*arguments)
+    assert value == pytest.approx(loss, rel=1e-5)
+    assert gradient == pytest.approx(slope, rel=1e-5)
+
+
+def test_cispo_weighs_the_policy_gradient_and_drops_no_token() -> None:
+    a, b, c = samples(5, 100)
+    x, y, z = f32(a, b, c)
+    ratio = np.exp(a - b)
+    for low, high, bounds in ((None, 0.28, (0.0, 1.28)), (0.2, 4.0, (0.8, 5.0))):
+        weight = np.clip(ratio, *bounds)
+        value = cispo(x, y, z, high, low)
+        np.testing.assert_allclose(value, -weight * c * a, rtol=1e-5, atol=1e-6)
+        gradient = jax.grad(lambda x, high=high, low=low: cispo(x, y, z, high, low).sum())(x)
+        np.testing.assert_allclose(gradient, -weight * c, rtol=1e-5)
+    np.testing.assert_allclose(cispo(x, x, z, 0.2), policy_gradient(x, z), rtol=1e-6)
+    overflow = jax.grad(lambda x: cispo(x, jnp.float32(-200), jnp.float32(1), 0.28))(jnp.float32(0))
+    assert overflow == pytest.approx(-1.28)  # the ratio is infinite, its bound is not
+
+
+def test_the_sequence_ratio_is_the_geometric_mean_at_every_place() -> None:
+    a, b, _ = samples(6, 9)
+    mask = np.array([0, 1, 1, 0, 1, 1, 1, 0, 0], bool)
+    expected = np.log(np.prod(np.exp(a - b)[mask]) ** (1 / mask.sum()))
+    x, y = f32(a, b)
+    actual = sequence_log_ratio(x, y, jnp.asarray(mask))
+    np.testing.assert_allclose(actual, np.full(9, expected), rtol=1e-5)
+    poisoned = jnp.where(mask, x, jnp.nan)
+    value, gradient = jax.value_and_grad(lambda x: sequence_log_ratio(x, y, jnp.asarray(mask))[0])(poisoned)
+    assert value == actual[0]
+    np.testing.assert_allclose(gradient, mask / mask.sum(), rtol=1e-6)
+    np.testing.assert_array_equal(sequence_log_ratio(x, y, jnp.zeros(9, bool)), np.zeros(9))
+
+
+def test_gspo_is_the_clipped_surrogate_of_the_sequence_ratio() -> None:
+    """The mean over tokens has the gradient s A Σ ∇log π / |y| inside the clip (Zheng et al. 2025)."""
+    a, b, _ = samples(7, 6)
+    mask, zeros = jnp.array([True, True, True, True, False, False]), jnp.zeros(6)
+    x, y = f32(b + 0.01 * a, b)
+
+    def loss(x: jax.Array, clip: float) -> jax.Array:
+        values = clipped_surrogate(sequence_log_ratio(x, y, mask), zeros, jnp.full(6, 1.5), clip)
+        return jnp.sum(jnp.where(mask, values, 0)) / 4
+
+    ratio = np.exp(0.01 * a[:4].mean())
+    value, gradient = jax.value_and_grad(loss)(x, 0.2)
+    assert value == pytest.approx(-1.5 * ratio, rel=1e-5)
+    np.testing.assert_allclose(gradient, np.where(mask, -1.5 * ratio / 4, 0), rtol=1e-5)
+    up = b + np.where(
+        mask, 0.01, 0
+    )  # the whole sequence likelier than its clip allows: no token has a gradient
+    np.testing.assert_array_equal(jax.grad(loss)(*f32(up), 3e-4), np.zeros(6))
 
 
 finite = st.floats(-5, 5, width=32, allow_subnormal=False)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rljax.math.masked import masked_mean, masked_variance, whiten
+from rljax.math.masked import centred, masked_mean, masked_variance, whiten
 
 rng = np.random.default_rng(0)
 VALUES = rng.normal(3.0, 2.0, size=(4, 5, 6))
@@ -22,8 +22,9 @@ def test_moments_are_those_of_numpys_masked_arrays(axis: int | tuple[int, ...] |
     kept = np.ma.array(VALUES, mask=~MASK)
     np.testing.assert_allclose(masked_mean(X, M, axis), kept.mean(axis), rtol=1e-5)
     np.testing.assert_allclose(masked_variance(X, M, axis), kept.var(axis), rtol=1e-5)
-    centred = kept - kept.mean(axis, keepdims=True)
-    expected = centred / np.sqrt(kept.var(axis, keepdims=True) + 1e-8)
+    difference = kept - kept.mean(axis, keepdims=True)
+    np.testing.assert_allclose(centred(X, M, axis), difference.filled(0), rtol=1e-4, atol=1e-5)
+    expected = difference / np.sqrt(kept.var(axis, keepdims=True) + 1e-8)
     np.testing.assert_allclose(whiten(X, M, axis=axis), expected.filled(0), rtol=1e-4, atol=1e-5)
 
 
@@ -40,6 +41,7 @@ def test_an_empty_mask_gives_zero_and_no_gradient() -> None:
     assert masked_mean(X, empty) == 0
     assert masked_variance(X, empty) == 0
     np.testing.assert_array_equal(whiten(X, empty), np.zeros(X.shape))
+    np.testing.assert_array_equal(centred(X, empty), np.zeros(X.shape))
     for function in (masked_mean, masked_variance, lambda x, m: whiten(x, m).sum()):
         np.testing.assert_array_equal(jax.grad(function)(X, empty), np.zeros(X.shape))
 

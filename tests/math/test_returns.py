@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rljax.math import returns
-from rljax.math.returns import discounted_returns, gae, lambda_returns, n_step_returns, vtrace
+from rljax.math.returns import (
+    bridge,
+    discounted_returns,
+    gae,
+    lambda_returns,
+    masked_gae,
+    n_step_returns,
+    vtrace,
+)
 from tests.math import references as ref
 
 GAMMA, LAMBDA = 0.97, 0.9
@@ -188,6 +196,86 @@ def test_vmap_and_jit_agree_with_a_loop() -> None:
     columns = [jnp.stack(column, axis=1) for column in zip(*rows, strict=True)]  # (T, B)
     mapped = jax.jit(jax.vmap(gae, in_axes=1, out_axes=1))(*columns)
     close(mapped, jnp.stack([gae(*row) for row in rows], axis=1), 1e-6)
+
+
+def conversation(seed: int, length: int = 23) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    mask = rng.random(length) < (0.5, 0.1, 0.9)[seed % 3]
+    return rng.normal(size=length), rng.normal(size=length), mask
+
+
+def compacted_gae(
+    reward: np.ndarray, value: np.ndarray, mask: np.ndarray, gamma: float, decay: float
+) -> np.ndarray:
+    """The actions alone, one after the other, as the sum Σ (γλ)ᵏ δ; then back to their places."""
+    places = np.flatnonzero(mask)
+    r, v = reward[places], np.append(value[places], 0.0)
+    delta = r + gamma * v[1:] - v[:-1]
+    result = np.zeros(len(mask))
+    for i, place in enumerate(places):
+        result[place] = sum((gamma * decay) ** (j - i) * delta[j] for j in range(i, len(places)))
+    return result
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bridge_holds_the_value_of_the_next_action(seed: int) -> None:
+    _, value, mask = conversation(seed)
+    following = []
+    for t in range(len(mask)):
+        later = np.flatnonzero(mask[t + 1 :])
+        following.append(value[t + 1 + later[0]] if later.size else 0.0)
+    held, next_value = bridge(*f32(value), jnp.asarray(mask))
+    close(next_value, following, 1e-6)
+    close(held, np.where(mask, value, following), 1e-6)
+
+
+@pytest.mark.parametrize(("gamma", "decay"), [(1.0, 0.95), (0.9, 0.8), (1.0, 1.0), (0.9, 0.0)])
+@pytest.mark.parametrize("seed", range(6))
+def test_gae_passes_over_what_is_no_action(seed: int, gamma: float, decay: float) -> None:
+    reward, value, mask = conversation(seed)
+    expected = compacted_gae(reward, value, mask, gamma, decay)
+    close(masked_gae(*f32(reward, value), jnp.asarray(mask), gamma, decay), expected)
+    held, next_value = bridge(*f32(value), jnp.asarray(mask))
+    steps = f32(np.where(mask, reward, 0), np.where(mask, gamma, 1), np.where(mask, decay, 1))
+    plain = gae(steps[0], steps[1], held, next_value, steps[2])
+    close(plain[mask], expected[mask])
+
+
+def test_gae_of_actions_alone_is_gae() -> None:
+    reward, value, _ = conversation(0)
+    r, v = f32(reward, value)
+    full = jnp.ones(23, bool)
+    expected = gae(r, jnp.full(23, GAMMA), v, jnp.append(v[1:], 0.0), jnp.full(23, LAMBDA))
+    close(masked_gae(r, v, full, GAMMA, LAMBDA), expected, 1e-6)
+    np.testing.assert_array_equal(masked_gae(r, v, ~full, GAMMA, LAMBDA), np.zeros(23))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_gae_cannot_see_outside_its_mask(poison: float) -> None:
+    reward, value, mask = conversation(0)
+    hidden = jnp.asarray(mask)
+    weight = jnp.arange(23, dtype=jnp.float32)
+
+    def total(reward: jax.Array, value: jax.Array) -> jax.Array:
+        return jnp.sum(weight * masked_gae(reward, value, hidden, GAMMA, LAMBDA))
+
+    clean = f32(reward, value)
+    poisoned = [jnp.where(hidden, array, poison) for array in clean]
+    for actual, expected in zip(
+        jax.tree.leaves(jax.value_and_grad(total, (0, 1))(*poisoned)),
+        jax.tree.leaves(jax.value_and_grad(total, (0, 1))(*clean)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_conversations_are_mapped_with_traced_numbers() -> None:
+    batch = [conversation(seed) for seed in range(3)]
+    reward, value = (jnp.stack(f32(*column)) for column in list(zip(*batch, strict=True))[:2])
+    mask = jnp.stack([jnp.asarray(row[2]) for row in batch])
+    mapped = jax.jit(jax.vmap(masked_gae, (0, 0, 0, None, None)))
+    actual = mapped(reward, value, mask, jnp.float32(GAMMA), jnp.float32(LAMBDA))
+    close(actual, np.stack([compacted_gae(*row, GAMMA, LAMBDA) for row in batch]))
 
 
 def test_examples_in_docstrings() -> None:
