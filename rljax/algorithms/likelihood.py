@@ -8,17 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from rljax import checks
-from rljax.math import optimization, schedules
+from rljax.algorithms import language
 from rljax.math.losses import cross_entropy
-from rljax.models.optimization import accumulate, decay_mask
+from rljax.models.optimization import accumulate
 from rljax.models.token_losses import per_token, weighted_sum
 from rljax.text.data import Block, Pairs
 from rljax.types import Array, Dropout, Key, LanguageModel, Mean, Policy, PyTree
-
-TOKENS = 1024  # that are computed at a time on a CPU, whose caches they then fit in
 
 
 class Rows(NamedTuple):
@@ -32,16 +29,11 @@ class Rows(NamedTuple):
 
 def check(config: Any) -> None:
     """The fields that this file reads. ValueError naming the one that is wrong."""
-    positive = "total_steps", "learning_rate", "adam_epsilon", "max_grad_norm", "warmup_fraction"
-    checks.number(config, *positive, low=0, open_low=True)
-    checks.number(config, "weight_decay", low=0)
-    checks.number(config, "beta1", "beta2", "warmup_fraction", low=0, high=1)
+    language.check(config)
     checks.count(config, "length", low=2)
-    checks.count(config, "batch_size", "chunk")
-    checks.count(config, "num_micro", low=0)
+    checks.count(config, "batch_size")
     if config.dropout is not None:
         checks.number(config, "dropout", low=0, high=0.99)  # at 1 nothing is left, and gradients are NaN
-    checks.choice(config, "schedule", schedules.SCHEDULES)
     if config.num_micro and config.batch_size % config.num_micro:
         checks.complain(config, "num_micro", f"must divide batch_size = {config.batch_size}")
 
@@ -52,15 +44,6 @@ def check_block(config: Any, block: Block) -> None:
     for name, size in zip(("batch_size", "length"), sizes, strict=True):
         if getattr(config, name) != size:
             checks.complain(config, name, f"must be {size}, as the batches of the stream")
-
-
-def optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW's direction (Loshchilov & Hutter 2019), gradients clipped before, without the learning rate."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(config.beta1, config.beta2, config.adam_epsilon),
-        optax.add_decayed_weights(config.weight_decay, decay_mask),
-    )
 
 
 def states(
@@ -78,17 +61,6 @@ def states(
     return hidden, after(rows.tokens), after(rows.mask)
 
 
-def parts(config: Any) -> int:
-    """In how many microbatches the gradient is computed: num_micro, or where that is 0 all at once on an
-    accelerator, on a CPU about TOKENS tokens at a time.
-    """
-    if config.num_micro or jax.default_backend() != "cpu":
-        return config.num_micro or 1
-    least = -(-config.batch_size * config.length // TOKENS)
-    fitting = (n for n in range(least, config.batch_size) if config.batch_size % n == 0)
-    return next(fitting, config.batch_size)
-
-
 def update(
     model: LanguageModel,
     params: PyTree,
@@ -98,7 +70,7 @@ def update(
     iteration: Array,
     config: Any,
 ) -> tuple[PyTree, PyTree, Mean, Array]:
-    """One step of AdamW down Σ loss / Σ mask of the whole batch, computed in `parts`; `key` is dropout's.
+    """One step of AdamW down Σ loss / Σ mask of the whole batch; `key` is dropout's.
 
     Returns: parameters, the optimizer's state, the loss, and the gradient's norm before clipping, ().
     """
@@ -114,15 +86,10 @@ def update(
         total, _ = weighted_sum(model, loss, params, hidden, weights, targets, chunk=config.chunk)
         return total, mask.sum(dtype=jnp.int32)
 
-    total, count, gradients = accumulate(
-        loss_sum, params, (rows, jnp.arange(config.batch_size)), parts(config)
-    )
-    updates, opt_state = optimizer(config).update(gradients, opt_state, params)
-    share = config.steps_per_iteration / config.total_steps
-    warm = schedules.interpolate(0.0, 1.0, (iteration + 1) * share, config.warmup_fraction)
-    rate = config.learning_rate * warm * schedules.factor(config.schedule, iteration * share)
-    params = optimization.move(params, -rate, updates)
-    return params, opt_state, Mean(total, count), optax.tree.norm(gradients)
+    parts = language.parts(config, config.batch_size, config.length)
+    total, count, gradients = accumulate(loss_sum, params, (rows, jnp.arange(config.batch_size)), parts)
+    params, opt_state, norm = language.move(config, params, opt_state, gradients, iteration)
+    return params, opt_state, Mean(total, count), norm
 
 
 def measure(model: LanguageModel, params: PyTree, rows: Rows | Pairs, config: Any) -> tuple[Array, Array]:

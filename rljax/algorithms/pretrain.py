@@ -25,7 +25,7 @@ import numpy as np
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import likelihood
+from rljax.algorithms import language, likelihood
 from rljax.algorithms.likelihood import Rows
 from rljax.models.language_models import language_model
 from rljax.text import Corpus
@@ -98,11 +98,11 @@ def make(
             continue
         if frozen[name].ndim != 1 or frozen[name].size < config.length:
             checks.complain(config, "length", f"must be at most the {frozen[name].size} tokens of {name}")
-    model = network or task.model or language_model(task.vocab_size, config)
+    model = network or task.model or language_model(task.vocab_size, config, config.length)
 
     def init(key: Key) -> State:
         params = jax.tree.map(jnp.copy, frozen["params"]) if "params" in frozen else model.init(key)
-        return State(params, likelihood.optimizer(config).init(params), jnp.int32(0))
+        return State(params, language.optimizer(config).init(params), jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         rows_key, dropout_key = jax.random.split(key)

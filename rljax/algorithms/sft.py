@@ -23,29 +23,20 @@ Differs from common trainers: the loss is a mean over the tokens of the whole ba
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import likelihood
+from rljax.algorithms import language, likelihood
 from rljax.algorithms.likelihood import Rows
-from rljax.models import adapters
 from rljax.models.language_models import language_model
 from rljax.models.seq2seq import Seq2SeqConfig
 from rljax.text import Corpus, data
 from rljax.text import corpus as corpora
 from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
-
-ADAPTATIONS: dict[str, Callable[[Any, LanguageModel], adapters.Adaptation | None]] = {
-    "all": lambda config, model: None,
-    "lora": lambda config, model: adapters.lora(config.patterns, config.rank, config.alpha),
-    "prefix": lambda config, model: adapters.prefix(model.config, config.prefix_length),
-    "subset": lambda config, model: adapters.subset(config.patterns),
-}
 
 
 @struct.dataclass
@@ -111,9 +102,6 @@ def make(
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
     likelihood.check(config)
-    checks.number(config, "alpha", low=0, open_low=True)
-    checks.count(config, "rank", "prefix_length")
-    checks.choice(config, "train", ADAPTATIONS)
     frozen = task.frozen if frozen is None else frozen
     learn = frozen["learn"]
     if isinstance(learn, data.Block):
@@ -124,18 +112,12 @@ def make(
         rows = frozen[name].rows if isinstance(frozen[name], data.Block) else frozen[name]
         if config.length != (width := sum(tokens.shape[-1] for tokens in tokens_of(rows))):
             checks.complain(config, "length", f"must be {width}, as the rows of {name}")
-    model = network or task.model or language_model(task.vocab_size, config)
-    adaptation = ADAPTATIONS[config.train](config, model)
-    if adaptation is not None:
-        if "params" not in frozen:
-            checks.complain(config, "train", 'needs parameters to adapt: name a --model, or choose "all"')
-        model = adapters.attach(model, frozen["params"], adaptation)
+    _, model, begin = language.adapted(task, config, network, frozen, config.length)
 
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
-        begins = adaptation is None and "params" in frozen
-        params = jax.tree.map(jnp.copy, frozen["params"]) if begins else model.init(params_key)
-        return State(params, likelihood.optimizer(config).init(params), order, jnp.int32(0))
+        params = begin(params_key)
+        return State(params, language.optimizer(config).init(params), order, jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         rows = chosen(learn, state, config.batch_size)
@@ -182,7 +164,7 @@ def read(corpus: Corpus, config: Config) -> Task:
 
 def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree, PyTree]:
     """What is learnt and what is held out: packed rows, of an encoder-decoder pairs, half of a row each."""
-    model = base.model or language_model(base.tokenizer.vocab_size, config)
+    model = base.model or language_model(base.tokenizer.vocab_size, config, config.length)
     if isinstance(model.config, Seq2SeqConfig):
         if corpus.stream:
             checks.complain(corpus, "stream", "is of packed rows, not of an encoder-decoder's pairs")

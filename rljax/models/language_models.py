@@ -16,19 +16,19 @@ from rljax.types import LanguageModel
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def language_model(vocab_size: int, config: Any) -> LanguageModel:
+def language_model(vocab_size: int, config: Any, length: int) -> LanguageModel:
     """A model of `config.architecture` with its hidden_size, num_layers, num_heads and dtype, for rows of
-    `config.length` tokens. Parameters are float32.
+    `length` tokens. Parameters are float32.
 
     Raises: ValueError naming the field that is wrong.
     """
     checks.count(config, "hidden_size", "num_layers", "num_heads")
     checks.choice(config, "dtype", DTYPES)
     checks.choice(config, "architecture", ARCHITECTURES)
-    return ARCHITECTURES[config.architecture](vocab_size, config)
+    return ARCHITECTURES[config.architecture](vocab_size, config, length)
 
 
-def _llama(vocab_size: int, config: Any) -> LanguageModel:
+def _llama(vocab_size: int, config: Any, length: int) -> LanguageModel:
     _divides(config, 2)  # rotary embeddings turn pairs of a head's dimensions
     shape = TransformerConfig(
         vocab_size=vocab_size,
@@ -36,14 +36,15 @@ def _llama(vocab_size: int, config: Any) -> LanguageModel:
         intermediate_size=_intermediate(config),
         num_heads=config.num_heads,
         layers=(Layer(),) * config.num_layers,
-        max_positions=config.length,
+        max_positions=length,
         dtype=DTYPES[config.dtype],
     )
     return transformer(shape)
 
 
-def _t5(vocab_size: int, config: Any) -> LanguageModel:
+def _t5(vocab_size: int, config: Any, length: int) -> LanguageModel:
     """As T5 1.1, but for its head, which is the embedding."""
+    del length  # there is no limit
     _divides(config, 1)
     shape = Seq2SeqConfig(
         vocab_size=vocab_size,
@@ -60,7 +61,8 @@ def _t5(vocab_size: int, config: Any) -> LanguageModel:
     return seq2seq(shape)
 
 
-def _recurrent(vocab_size: int, config: Any) -> LanguageModel:
+def _recurrent(vocab_size: int, config: Any, length: int) -> LanguageModel:
+    del length  # there is no limit
     size = config.hidden_size
     shape = RecurrentConfig(
         vocab_size, size, size, config.num_layers, config.architecture, tied=True, dtype=DTYPES[config.dtype]
@@ -79,7 +81,7 @@ def _divides(config: Any, factor: int) -> None:
         checks.complain(config, "num_heads", f"{what} must divide hidden_size = {config.hidden_size}")
 
 
-ARCHITECTURES: dict[str, Callable[[int, Any], LanguageModel]] = {
+ARCHITECTURES: dict[str, Callable[[int, Any, int], LanguageModel]] = {
     "llama": _llama,
     "t5": _t5,
     "gru": _recurrent,

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rljax.algorithms import sft
+from rljax.algorithms import language
 from rljax.models import adapters, huggingface, language_models
 from rljax.models.huggingface import Generation
 from rljax.runs import checkpoint, folder, load
@@ -55,8 +55,8 @@ def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[La
         return huggingface.load_config(run / folder.MODEL, dtype=dtype, param_dtype=jnp.float32)
     if "model" in told["own"]:
         raise ValueError(f"{run} has a model of your own that no checkpoint describes: use it from Python")
-    model = language_models.language_model(told["vocab_size"], config.replace(dtype=jnp.dtype(dtype).name))
-    return model, Generation()
+    config = config.replace(dtype=jnp.dtype(dtype).name)
+    return language_models.language_model(told["vocab_size"], config, config.length), Generation()
 
 
 def _params(
@@ -73,7 +73,7 @@ def _params(
         for name, leaf in restored.leaves.items()
         if name.startswith("params.")
     }
-    adaptation = sft.ADAPTATIONS[config.train](config, model) if told["algorithm"] == "sft" else None
+    adaptation = language.ADAPTATIONS[config.train](config, model) if "train" in told["config"] else None
     if adaptation is None:
         template = jax.eval_shape(model.init, jax.random.key(0))
         return checkpoint.rebuild(template, trained, restored.path)

@@ -10,7 +10,7 @@ import pytest
 
 import rljax
 from rljax import pretrain, sft
-from rljax.algorithms import likelihood
+from rljax.algorithms import language
 from rljax.models.language_models import language_model
 from rljax.runs import checkpoint
 from rljax.text import data
@@ -42,7 +42,7 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_mask() -> None:
     state = algorithm.init(jax.random.key(0))
     batch = data.batch(state.order, 0, task.learn, config.batch_size)
     _, metrics = jax.jit(algorithm.step)(jax.random.key(1), state)
-    total, count = by_hand(language_model(VOCABULARY, config), state.params, batch)
+    total, count = by_hand(language_model(VOCABULARY, config, LENGTH), state.params, batch)
     assert int(metrics.loss.count) == count == int(batch.mask.sum())
     np.testing.assert_allclose(float(metrics.loss.total), total, rtol=1e-5)
 
@@ -56,7 +56,7 @@ def test_held_out_text_is_measured_row_by_row() -> None:
     assert totals.shape == (50 // LENGTH,)  # only whole rows
     np.testing.assert_array_equal(counts, LENGTH - 1)
     rows = pretrain.cut(task.held_out, jnp.arange(50 // LENGTH) * LENGTH, LENGTH)
-    expected = by_hand(language_model(VOCABULARY, config), state.params, rows)
+    expected = by_hand(language_model(VOCABULARY, config, LENGTH), state.params, rows)
     np.testing.assert_allclose(totals.sum(), expected[0], rtol=1e-5)
     assert algorithm.measure(state, 2)[0].shape == (2,)
 
@@ -136,7 +136,7 @@ def test_every_epoch_sees_every_row_once() -> None:
 
 
 def test_adapters_leave_the_base_as_it_is() -> None:
-    model = language_model(VOCABULARY, tuning())
+    model = language_model(VOCABULARY, tuning(), LENGTH)
     base = model.init(jax.random.key(9))
     config = tuning(train="lora", rank=2, patterns=("attention/query", "attention/value"))
     algorithm = sft.make(rows_task(base), config, model)
@@ -155,7 +155,7 @@ def test_adapters_leave_the_base_as_it_is() -> None:
 
 
 def test_head_alone_is_trained() -> None:
-    model = language_model(VOCABULARY, tuning())
+    model = language_model(VOCABULARY, tuning(), LENGTH)
     base = model.init(jax.random.key(9))
     algorithm = sft.make(rows_task(base), tuning(train="subset", patterns=("embedding",)), model)
     assert list(checkpoint.leaves(algorithm.init(jax.random.key(0)).params)) == ["embedding"]
@@ -216,7 +216,7 @@ def test_a_sweep_tells_the_loss_of_each_member(tmp_path: Any) -> None:
 
 def test_pairs_are_learnt_as_completions_of_their_prompts() -> None:
     task, config = pairs_task(), tuning(architecture="t5")
-    model = language_model(VOCABULARY, config)
+    model = language_model(VOCABULARY, config, LENGTH)
     algorithm = sft.make(task, config)
     state = algorithm.init(jax.random.key(0))
     rows = data.batch(state.order, 0, task.learn, config.batch_size)
@@ -252,7 +252,7 @@ def test_recurrent_models_of_the_configs_sizes(name: str, architecture: str) -> 
 
 
 def test_a_prefix_is_all_that_is_trained() -> None:
-    model = language_model(VOCABULARY, tuning())
+    model = language_model(VOCABULARY, tuning(), LENGTH)
     base = model.init(jax.random.key(9))
     task = rows_task(base)
     task = task._replace(held_out=task.learn)
@@ -284,7 +284,10 @@ def test_dropout_changes_training_and_not_the_measure() -> None:
 
 
 def test_microbatches_of_a_cpu_fit_its_caches() -> None:
-    sizes = lambda **fields: likelihood.parts(pretrain.Config(**fields))
+    def sizes(**fields: int) -> int:
+        config = pretrain.Config(**fields)
+        return language.parts(config, config.batch_size, config.length)
+
     assert sizes(batch_size=32, length=256) == 8
     assert sizes(batch_size=6, length=1024) == 6
     assert sizes(batch_size=7, length=256) == 7  # which has no other divisor

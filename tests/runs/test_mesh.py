@@ -91,7 +91,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rljax import sft, text
-from rljax.algorithms import likelihood
+from rljax.algorithms import language
 from rljax.models import huggingface
 from rljax.models.transformer import logical_axes
 from rljax.runs import mesh
@@ -117,7 +117,7 @@ rows.mask[:, 0] = False
 over = NamedSharding(grid, PartitionSpec("fsdp"))
 
 def train(params, rows):
-    state = likelihood.optimizer(config).init(params)
+    state = language.optimizer(config).init(params)
     found = jax.jit(lambda *arguments: likelihood.update(model, *arguments, config))(
         params, state, rows, jax.random.key(0), jnp.int32(3)
     )

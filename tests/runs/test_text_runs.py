@@ -121,7 +121,7 @@ def test_other_data_is_refused_in_one_line(song: Path, tmp_path: Path) -> None:
 
 def test_a_base_that_changed_is_refused(tmp_path: Path) -> None:
     ids = jnp.asarray(text.character_tokenizer("ab").encode("ab" * 50))
-    model = rljax.pretrain.language_model(4, rljax.pretrain.Config(**SMALL))
+    model = rljax.pretrain.language_model(4, rljax.pretrain.Config(**SMALL), 8)
     base = model.init(jax.random.key(0))
     task = Task("own", 4, ids[:80], ids[80:], base)
     rljax.train("pretrain", task, SMALL, out=tmp_path / "run", progress=False)

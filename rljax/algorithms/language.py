@@ -1,0 +1,94 @@
+"""What the algorithms that train a LanguageModel share: which of its parameters, and AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rljax import checks
+from rljax.math import optimization, schedules
+from rljax.models import adapters
+from rljax.models.language_models import language_model
+from rljax.models.optimization import decay_mask
+from rljax.types import Array, Key, LanguageModel, PyTree, Task
+
+TOKENS = 1024  # that are computed at a time on a CPU, whose caches they then fit in
+
+ADAPTATIONS: dict[str, Callable[[Any, LanguageModel], adapters.Adaptation | None]] = {
+    "all": lambda config, model: None,
+    "lora": lambda config, model: adapters.lora(config.patterns, config.rank, config.alpha),
+    "prefix": lambda config, model: adapters.prefix(model.config, config.prefix_length),
+    "subset": lambda config, model: adapters.subset(config.patterns),
+}
+
+
+def check(config: Any) -> None:
+    """The fields of AdamW and of the gradient's parts. ValueError naming the one that is wrong."""
+    positive = "total_steps", "learning_rate", "adam_epsilon", "max_grad_norm", "warmup_fraction"
+    checks.number(config, *positive, low=0, open_low=True)
+    checks.number(config, "weight_decay", low=0)
+    checks.number(config, "beta1", "beta2", "warmup_fraction", low=0, high=1)
+    checks.count(config, "chunk")
+    checks.count(config, "num_micro", low=0)
+    checks.choice(config, "schedule", schedules.SCHEDULES)
+
+
+def adapted(
+    task: Task, config: Any, network: LanguageModel | None, frozen: PyTree, length: int
+) -> tuple[LanguageModel, LanguageModel, Callable[[Key], PyTree]]:
+    """(the model, the model whose parameters are what `config.train` says, (key) -> those at the start).
+
+    The model is `network`, the task's, or one of the Config's sizes for `length` tokens.
+
+    Raises: ValueError naming the field of `config` that is wrong.
+    """
+    checks.number(config, "alpha", low=0, open_low=True)
+    checks.count(config, "rank", "prefix_length")
+    checks.choice(config, "train", ADAPTATIONS)
+    model = network or task.model or language_model(task.vocab_size, config, length)
+    adaptation = ADAPTATIONS[config.train](config, model)
+    if adaptation is None:
+        copy = lambda key: jax.tree.map(jnp.copy, frozen["params"])
+        return model, model, copy if "params" in frozen else model.init
+    if "params" not in frozen:
+        checks.complain(config, "train", 'needs parameters to adapt: name a --model, or choose "all"')
+    trained = adapters.attach(model, frozen["params"], adaptation)
+    return model, trained, trained.init
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+    """AdamW's direction (Loshchilov & Hutter 2019), gradients clipped before, without the learning rate."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.adam_epsilon),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+    )
+
+
+def move(
+    config: Any, params: PyTree, opt_state: PyTree, gradients: PyTree, iteration: Array
+) -> tuple[PyTree, PyTree, Array]:
+    """One step of AdamW at the learning rate of an iteration.
+
+    Returns: parameters, the optimizer's state, and the gradient's norm before clipping, ().
+    """
+    updates, opt_state = optimizer(config).update(gradients, opt_state, params)
+    share = config.steps_per_iteration / config.total_steps
+    warm = schedules.interpolate(0.0, 1.0, (iteration + 1) * share, config.warmup_fraction)
+    rate = config.learning_rate * warm * schedules.factor(config.schedule, iteration * share)
+    return optimization.move(params, -rate, updates), opt_state, optax.tree.norm(gradients)
+
+
+def parts(config: Any, rows: int, length: int) -> int:
+    """In how many microbatches the gradient of so many rows of so many tokens is computed: num_micro, or
+    where that is 0 all at once on an accelerator, on a CPU about TOKENS tokens at a time.
+    """
+    if config.num_micro or jax.default_backend() != "cpu":
+        return config.num_micro or 1
+    least = -(-rows * length // TOKENS)
+    fitting = (n for n in range(least, rows) if rows % n == 0)
+    return next(fitting, rows)
