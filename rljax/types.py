@@ -111,7 +111,8 @@ class Reward(NamedTuple):
 
     In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
     tokens are −1 where there is none, a completion ends with its stop token where it met one. On the host it
-    is (prompts, completions, references) -> (B,), lists of strings and of a task's records.
+    is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool), of lists of strings and
+    of a task's records.
 
     NaN says that a completion could not be scored: nothing is learnt from it, and it is counted.
     """

@@ -1,5 +1,26 @@
 """What completions are worth: functions of their tokens, of their text, or a reward model, all `Reward`s."""
 
+from rljax.text.rewards.check import check
+from rljax.text.rewards.combine import Normalisation, combine
+from rljax.text.rewards.host import decoded, of_text, on_host
+from rljax.text.rewards.strings import exact_text, number, numeric_answer, pattern
 from rljax.text.rewards.tokens import exact_match, length, of_tokens
+from rljax.text.rewards.translation import bleu, chrf
 
-__all__ = ["exact_match", "length", "of_tokens"]
+__all__ = [
+    "Normalisation",
+    "bleu",
+    "check",
+    "chrf",
+    "combine",
+    "decoded",
+    "exact_match",
+    "exact_text",
+    "length",
+    "number",
+    "numeric_answer",
+    "of_text",
+    "of_tokens",
+    "on_host",
+    "pattern",
+]

@@ -1,0 +1,47 @@
+"""Several rewards as one number."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+
+from rljax.types import Array
+
+EPSILON = 1e-4
+
+Normalisation = Literal["raw", "group"]
+
+
+def combine(values: Array, weights: Array, group: int, normalisation: Normalisation = "raw") -> Array:
+    """(B, R) rewards as one (B,): "raw" Σᵣ wᵣ Rᵣ; "group" Σᵣ wᵣ (Rᵣ − μᵣ) / (σᵣ + 1e-4).
+
+    μ and σ (with n − 1) are those of the `group` consecutive rows of one prompt, so that a reward counts by
+    its order within the group and not by its size: GDPO (Liu et al. 2026, arXiv:2601.05242). NaN in a row
+    where a reward of non-zero weight is NaN; the others of its group are standardised without it.
+
+    Raises: ValueError where B is no multiple of `group`, or a group of one is to be standardised.
+    """
+    if normalisation not in ("raw", "group"):
+        raise ValueError(f"normalisation = {normalisation!r}: must be 'raw' or 'group'")
+    size = values.shape[0]
+    if group < 1 or size % group or (normalisation == "group" and group < 2):
+        raise ValueError(
+            f"group = {group}: must divide the {size} completions, and be at least 2 where rewards are "
+            "normalised per group"
+        )
+    values, weights = jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.float32)[None]
+    if normalisation == "group":
+        values = _standardised(values.reshape(size // group, group, -1)).reshape(values.shape)
+    return jnp.sum(jnp.where(weights == 0, 0.0, weights * values), axis=-1)
+
+
+def _standardised(values: Array) -> Array:
+    """(N, G, R), over G; NaNs stay and do not count."""
+    there = ~jnp.isnan(values)
+    count = there.sum(1, keepdims=True)
+    mean = jnp.where(there, values, 0.0).sum(1, keepdims=True) / jnp.maximum(count, 1)
+    centred = values - mean
+    squares = jnp.where(there, centred, 0.0) ** 2
+    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / jnp.maximum(count - 1, 1))
+    return centred / (deviation + EPSILON)

@@ -1,0 +1,144 @@
+"""Rewards that are functions of text, called on the host between two programs."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from rljax.text.rewards.pool import ATTEMPTS, Outcome, Pool, importable, wrong_type
+from rljax.text.rewards.worker import outcome
+from rljax.text.tokenizer import Tokenizer
+from rljax.types import Reward, Scores, Task
+
+
+def of_text(
+    function: Callable[[str, str, Any], float],
+    name: str | None = None,
+    weight: float = 1.0,
+    *,
+    processes: int | None = None,
+    timeout: float = 10.0,
+    on_failure: float = math.nan,
+    fields: Sequence[str] = (),
+) -> Reward:
+    """A reward of one completion: (prompt, completion, record of the prompt) -> a number or a boolean.
+
+    It is called in `processes` processes (None: one per core), which are started at the first batch and stay.
+    A completion for which it raises, ends its process or takes longer than `timeout` seconds is tried once
+    more, then scores `on_failure` (NaN: it is left out of learning) and counts as failed; the others are not
+    harmed. A first failure is told in a warning. Two processes do not share variables, and print to the
+    terminal of the run. processes=0 calls it in the run's own process, where nothing ends a function that
+    hangs. Of a record each of `fields` is needed.
+
+    Raises: ValueError where the function cannot be found by another process (a lambda, one inside a function,
+    or typed at a prompt), or a number is out of range. Later TypeError where it returns no number, ValueError
+    where that is infinite or a record lacks a field, RuntimeError where no process can load it.
+    """
+    called = name or getattr(function, "__name__", "")
+    if not called:
+        raise ValueError(f"of_text: {function!r} has no name: pass name=...")
+    if processes is not None and (not isinstance(processes, int) or processes < 0):
+        raise ValueError(f"reward {called}: processes = {processes!r}: must be None or at least 0")
+    if not timeout > 0 or math.isinf(on_failure):
+        raise ValueError(
+            f"reward {called}: timeout = {timeout}, on_failure = {on_failure}: must be above 0, and a number "
+            "or NaN"
+        )
+    if processes != 0 and not importable(function):
+        raise ValueError(
+            f"reward {called}: other processes cannot import the function: define it at the top of a file, "
+            "or pass processes=0, which calls it here and without a timeout"
+        )
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    call = _here(function, called) if processes == 0 else Pool(function, called, processes or count, timeout)
+    quiet: list[str] = []  # holds the first failure, which was told
+
+    def apply(
+        prompts: Sequence[str], completions: Sequence[str], references: Sequence[Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        for record in references:
+            lacks = [field for field in fields if not isinstance(record, Mapping) or field not in record]
+            if lacks:
+                raise ValueError(f"reward {called}: a record of the task has no field {lacks[0]}")
+        outcomes = call(list(zip(prompts, completions, references, strict=True)))
+        failed = np.array([kind == "error" for kind, _ in outcomes], bool)
+        values = np.array([on_failure if kind == "error" else value for kind, value in outcomes], np.float64)
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        if np.isinf(values).any():
+            raise ValueError(f"reward {called} returned an infinite number: must be finite, or NaN")
+        if failed.any() and not quiet:
+            quiet.append(outcomes[int(failed.argmax())][1])
+            warnings.warn(
+                f"reward {called} failed for {failed.sum()} of {len(failed)} completions ({quiet[0]}); "
+                "failures are counted, and no longer told",
+                stacklevel=2,
+            )
+        return values, failed
+
+    return Reward(called, apply, weight=weight, host=True)
+
+
+def _here(function: Callable[..., Any], name: str) -> Callable[[Sequence[tuple]], list[Outcome]]:
+    """What a pool does, in this process."""
+
+    def call(calls: Sequence[tuple]) -> list[Outcome]:
+        found = []
+        for each in calls:
+            kind, value = outcome(function, each)
+            for _ in range(ATTEMPTS - 1):
+                kind, value = outcome(function, each) if kind == "error" else (kind, value)
+            if kind == "type":
+                raise wrong_type(name, value)
+            found.append((kind, value))
+        return found
+
+    return call
+
+
+def decoded(tokenizer: Tokenizer, rows: Any, after: Any = None) -> list[str]:
+    """The text of rows of tokens (B, T) with −1 where there is none, without special tokens.
+
+    `after` (B, P): what each row continues, which some tokenizers must see to know of a space between. Ids
+    that the tokenizer does not have, of a model with a larger vocabulary, are left out.
+    """
+    text = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+    known = lambda row: [int(token) for token in row if 0 <= token < tokenizer.vocab_size]
+    parts = [known(row) for row in np.asarray(rows)]
+    if after is None:
+        return [text(part) for part in parts]
+    found = []
+    for first, part in zip(map(known, np.asarray(after)), parts, strict=True):
+        begin, whole = text(first), text(first + part)
+        found.append(whole[len(begin) :] if whole.startswith(begin) else text(part))
+    return found
+
+
+def on_host(task: Task, prompts: Any, completions: Any, rows: Any, scores: Scores) -> Scores:
+    """`scores` with the columns of the task's host rewards filled in.
+
+    prompts (B, P) and completions (B, T): tokens, −1 where there is none; rows (B,): which of `task.records`
+    belongs to each. Raises: ValueError where a reward returns another shape, and what it raises itself.
+    """
+    values, failed = np.array(scores.values, np.float32), np.array(scores.failed, bool)
+    if not any(reward.host for reward in task.rewards):
+        return scores
+    begun = decoded(task.tokenizer, prompts)
+    written = decoded(task.tokenizer, completions, after=prompts)
+    records = [task.records[int(row)] for row in np.asarray(rows)]
+    for column, reward in enumerate(task.rewards):
+        if reward.host:
+            got, lost = reward.apply(begun, written, records)
+            if np.shape(got) != (len(records),) or np.shape(lost) != (len(records),):
+                raise ValueError(
+                    f"reward {reward.name} returned values of shape {np.shape(got)} and failures of "
+                    f"{np.shape(lost)}: both must be ({len(records)},)"
+                )
+            values[:, column], failed[:, column] = got, lost
+    return Scores(jnp.asarray(values), jnp.asarray(failed))
