@@ -221,6 +221,7 @@ class Split(NamedTuple):
     reward: Callable[[Any], Scores]
     learn: Callable  # (key, State, rollout, Scores) -> (State, Metrics)
     advantage: Callable  # (State, rollout, Scores) -> (B, T): what each token is credited with
+    greedy: Callable  # (State, E) -> rollout of the most probable completions of E held-out prompts
 
 
 class Algorithm(NamedTuple):
@@ -232,8 +233,8 @@ class Algorithm(NamedTuple):
     ]  # (key, State) -> (State, Metrics): one rollout-and-update cycle
     policy: Callable[[Any], Policy]  # (State) -> Policy
     split: Split | None = None
-    # (State, E) -> sums (E,) of the losses of held-out rows and how many tokens each is of (E,): what is
-    # measured where there are no episodes
+    # (State, E) -> of each of E held-out rows the sum of what is measured and of how many things, (E,) both:
+    # losses and tokens; of greedy completions their rewards and lengths
     measure: Callable[[Any, int], tuple[Array, Array]] | None = None
 
 

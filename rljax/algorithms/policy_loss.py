@@ -1,0 +1,216 @@
+"""The loss of a policy that writes tokens, and the passes of an update over the completions of a cycle.
+
+The policy is the distribution that was sampled from, temperature and truncation included, in every
+log-probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax.algorithms import language
+from rljax.algorithms.completions import Rollout
+from rljax.math import divergences, sampling
+from rljax.math.shuffle import permutation
+from rljax.models.optimization import add_up
+from rljax.models.token_losses import per_token, weighted_sum
+from rljax.text import Sampling
+from rljax.text.decoding import shaped
+from rljax.types import Array, Key, LanguageModel, Mean, PyTree
+
+
+class Batch(NamedTuple):
+    """What an update sees of them."""
+
+    prompt: Array
+    valid: Array
+    completion: Array
+    mask: Array  # (B, T) bool: tokens to learn from
+    sampled: Array  # (B, T) log-probabilities when they were drawn
+    old: Array | None  # (B, T) those before the update; None: of the forward pass that differentiates
+    extras: PyTree = None  # (B, ...) advantages, and what else the loss wants
+
+
+class Told(NamedTuple):
+    """What a loss knows of each token, (B, T), not differentiated."""
+
+    log_prob: Array
+    old: Array
+    entropy: Array
+
+
+def statistics(config: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """(logits (B, c, V), tokens (B, c)) -> log-probabilities of the tokens under the policy and its
+    entropies, (B, c), in nats. A token that truncation excludes counts as one of the kept ones. Entropies are
+    not differentiated.
+    """
+    if config.top_k is None and config.top_p is None and config.min_p is None:
+
+        def plain(logits: Array, tokens: Array) -> tuple[Array, Array]:
+            logits = logits / config.temperature
+            best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+            logits = logits - best
+            weight = jnp.exp(logits)
+            total = weight.sum(axis=-1)
+            index = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+            log_z = jnp.log(total)
+            log_prob = jnp.where(index == tokens[..., None], logits, 0).sum(axis=-1) - log_z
+            return log_prob, jax.lax.stop_gradient(log_z - (weight * logits).sum(axis=-1) / total)
+
+        return plain
+    truncation = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
+
+    def one(logits: Array, token: Array) -> tuple[Array, Array]:
+        kept, whole = shaped(truncation, (), logits, None, logits, token)
+        kept = jnp.where(jnp.arange(kept.size) == token, whole, kept)
+        log_p = jax.lax.stop_gradient(jax.nn.log_softmax(kept))
+        return sampling.log_prob(kept, token), -jnp.where(kept > -jnp.inf, jnp.exp(log_p) * log_p, 0).sum()
+
+    return jax.vmap(jax.vmap(one))
+
+
+def log_probs(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) -> Array:
+    """(B, T) log-probabilities of completions under `params`, in parts as the gradient is computed, without
+    one.
+    """
+    rows, width = rollout.completion.shape
+    parts = language.parts(config, rows // config.num_minibatches, width + rollout.prompt.shape[1])
+    measured = statistics(config)
+
+    def part(inputs: tuple[Array, Array, Array]) -> Array:
+        hidden = model.completion(params, *inputs)
+        return per_token(model, measured, params, hidden, inputs[2], chunk=config.chunk)[0]
+
+    inputs = rollout.prompt, rollout.valid, rollout.completion
+    parts *= config.num_minibatches
+    if parts == 1:
+        return jax.lax.stop_gradient(part(inputs))
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), inputs)
+    return jax.lax.stop_gradient(jax.lax.map(part, cut).reshape(rows, width))
+
+
+def before(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) -> Array | None:
+    """The log-probabilities that an update's ratios are of: those of sampling, or the trainer's own; None,
+    which costs nothing, where it takes one step.
+    """
+    if config.old_log_prob == "sampled":
+        return rollout.log_prob
+    if config.num_epochs * config.num_minibatches == 1:
+        return None
+    return log_probs(model, params, rollout, config)
+
+
+def batch_of(rollout: Rollout, mask: Array, old: Array | None, extras: PyTree) -> Batch:
+    return Batch(
+        *(rollout.prompt, rollout.valid, rollout.completion, rollout.drawn & mask, rollout.log_prob),
+        *(old, extras),
+    )
+
+
+def by_token(
+    model: LanguageModel,
+    params: PyTree,
+    hidden: Array,
+    batch: Batch,
+    weights: Array,
+    function: Callable[[Array, Array, PyTree, Array], Array],
+    config: Any,
+) -> tuple[Array, Told]:
+    """Σ weights · function(log_prob, old, extras, mask), for a function of each token by itself: it sees some
+    places (B, c) at a time.
+    """
+    measured = statistics(config)
+
+    def one(logits: Array, tokens: Array, old: Array | None, *more: PyTree) -> tuple[Array, Told]:
+        log_prob, entropy = measured(logits, tokens)
+        old = jax.lax.stop_gradient(log_prob) if old is None else old
+        return function(log_prob, old, *more), Told(log_prob, old, entropy)
+
+    inputs = batch.completion, batch.old, batch.extras, batch.mask
+    return weighted_sum(model, one, params, hidden, weights, *inputs, chunk=config.chunk)
+
+
+def by_sequence(
+    model: LanguageModel,
+    params: PyTree,
+    hidden: Array,
+    batch: Batch,
+    weights: Array,
+    function: Callable[[Array, Array, PyTree, Array], Array],
+    config: Any,
+) -> tuple[Array, Told]:
+    """`by_token` for a function that needs a whole completion: it sees (B, T), at the cost of one more
+    product with the head.
+    """
+    log_prob, entropy = per_token(
+        model, statistics(config), params, hidden, batch.completion, chunk=config.chunk
+    )
+    old = jax.lax.stop_gradient(log_prob) if batch.old is None else batch.old
+    total = jnp.sum(weights * function(log_prob, old, batch.extras, batch.mask))
+    return total, Told(jax.lax.stop_gradient(log_prob), old, entropy)
+
+
+def update(
+    loss_sum: Callable[[PyTree, tuple[Batch, Array]], tuple[Array, dict[str, Mean]]],
+    weigh: Callable[[Array], Array],
+    params: PyTree,
+    opt_state: PyTree,
+    batch: Batch,
+    key: Key,
+    iteration: Array,
+    config: Any,
+) -> tuple[PyTree, PyTree, dict[str, Mean]]:
+    """num_epochs passes over the batch in num_minibatches, shuffled anew in each.
+
+    `weigh` gives each minibatch's weights (B, T) of its mask, before it is cut into microbatches; `loss_sum`
+    is of one of those, and gives what else is to be told. Returns also that, with the gradient's norm.
+    """
+    rows, width = batch.mask.shape
+    size = rows // config.num_minibatches
+    parts = language.parts(config, size, width + batch.prompt.shape[1])
+
+    def step(carry: tuple[PyTree, PyTree], part: Batch) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
+        params, opt_state = carry
+        _, told, gradient = add_up(loss_sum, params, (part, weigh(part.mask)), parts)
+        params, opt_state, norm = language.move(config, params, opt_state, gradient, iteration)
+        told = {name: mean._replace(count=mean.count + name.endswith("_loss")) for name, mean in told.items()}
+        return (params, opt_state), told | {"gradient_norm": Mean.of(norm)}
+
+    if config.num_epochs * config.num_minibatches == 1:
+        (params, opt_state), told = step((params, opt_state), batch)
+        return params, opt_state, told
+    orders = jax.vmap(lambda epoch: permutation(jax.random.fold_in(key, epoch), rows))
+    indices = orders(jnp.arange(config.num_epochs)).reshape(-1, size)
+    some = lambda carry, index: step(carry, jax.tree.map(lambda x: x[index], batch))
+    (params, opt_state), told = jax.lax.scan(some, (params, opt_state), indices)
+    return params, opt_state, jax.tree.map(lambda x: x.sum(axis=0, dtype=x.dtype), told)
+
+
+def shown(
+    told: Told,
+    batch: Batch,
+    total: Array,
+    low: Array | float,
+    high: Array | float,
+    start: Array | None = None,
+) -> dict[str, Mean]:
+    """What people look at of a microbatch whose weighted loss is `total`; `low` and `high` bound the ratio,
+    `start` are log-probabilities under the policy at the start.
+    """
+    mean = lambda values: Mean.of(values, batch.mask)
+    ratio = jnp.exp(told.log_prob - told.old)
+    return {
+        "policy_loss": Mean(total, jnp.int32(0)),  # counted once a step
+        "kl": Mean(jnp.float32(0), jnp.int32(0))
+        if start is None
+        else mean(divergences.k3(told.log_prob, start)),
+        "entropy": mean(told.entropy),
+        "ratio": mean(ratio),
+        "clip_fraction": mean(((ratio < low) | (ratio > high)).astype(jnp.float32)),
+        "step_kl": mean(divergences.k3(told.old, told.log_prob)),
+        "drift": mean(jnp.abs(told.old - batch.sampled)),
+    }
