@@ -51,9 +51,8 @@ def clipped_surrogate(
     ratio = jnp.exp(log_prob - log_prob_old)
     clipped = jnp.clip(ratio, 1 - clip, 1 + (clip if clip_high is None else clip_high))
     loss = -jnp.minimum(ratio * advantage, clipped * advantage)
-    if dual_clip is None:
-        return loss
-    return jnp.where(advantage < 0, jnp.minimum(loss, -dual_clip * advantage), loss)
+    # where A > 0 the loss is negative and the bound does nothing
+    return loss if dual_clip is None else jnp.minimum(loss, dual_clip * jnp.abs(advantage))
 
 
 def cispo(
