@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rljax.algorithms import discrete_sac as discrete_sac
     from rljax.algorithms import dqn as dqn
     from rljax.algorithms import expected_sarsa as expected_sarsa
+    from rljax.algorithms import grpo as grpo
     from rljax.algorithms import iqn as iqn
     from rljax.algorithms import monte_carlo as monte_carlo
     from rljax.algorithms import ppo as ppo
@@ -86,6 +87,7 @@ _ALGORITHMS = (
     "td_lambda",
     "pretrain",
     "sft",
+    "grpo",
 )
 
 

@@ -37,7 +37,21 @@ NAMES = (
     "monte_carlo",
     "td_lambda",
 )
-TEXT = ("pretrain", "sft")  # those that learn a Task instead of acting in an Env
+
+
+class Kind(NamedTuple):
+    """What an algorithm of language models learns from, and what it is judged by."""
+
+    learns: str  # of a rljax.text.Problem: text, demonstrations, preferences or prompts
+    headline: str  # loss and accuracy on held-out rows; return, the reward of greedy held-out completions
+
+
+# Those that learn a Task instead of acting in an Env.
+TEXT = {
+    "pretrain": Kind("text", "loss"),
+    "sft": Kind("demonstrations", "loss"),
+    "grpo": Kind("prompts", "return"),
+}
 
 # What a field is that has no comment of its own, where every algorithm means the same by it.
 _COMMON = {
@@ -112,12 +126,17 @@ class Field(NamedTuple):
 
 def get(name: str) -> ModuleType:
     """The module of the algorithm called `name`. ValueError with the nearest name where there is none."""
-    known = NAMES + TEXT
+    known = (*NAMES, *TEXT)
     if name not in known:
         from rljax.checks import suggest
 
         raise ValueError(f"no algorithm {name!r} (there are {', '.join(known)}){suggest(name, known)}")
     return importlib.import_module(f"rljax.algorithms.{name}")
+
+
+def headline(name: str) -> str:
+    """What the algorithm called `name` is judged by: return, loss or accuracy."""
+    return TEXT[name].headline if name in TEXT else "return"
 
 
 def fields(name: str) -> tuple[Field, ...]:

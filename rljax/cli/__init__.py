@@ -119,7 +119,7 @@ def _with_config(command: type, words: list[str], several: bool) -> type:
     from rljax import algorithms
     from rljax.cli.options import WithoutEnv, config_options, corpus_options
 
-    found = [word for word in words if word in algorithms.NAMES + algorithms.TEXT]
+    found = [word for word in words if word in (*algorithms.NAMES, *algorithms.TEXT)]
     if words and not words[0].startswith("-"):
         found = [words[0]]
         algorithms.get(words[0])

@@ -58,7 +58,7 @@ class Sweep(Training):
             example = "--config.learning-rate 1e-4,1e-3"
             raise ValueError(f"nothing to sweep: give a Config field several values, such as {example}")
         result = rljax.sweep(self.algorithm, world, grid, fixed, **keywords)
-        headline = "loss" if self.algorithm in algorithms.TEXT else "return"
+        headline = algorithms.headline(self.algorithm)
         ranked = rank(result.members, list(grid), headline)
         compilations = f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
         title = f"{len(ranked)} configurations x {self.seeds} seeds, {compilations}: best first"

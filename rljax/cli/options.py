@@ -144,7 +144,7 @@ Optional = arg(help_behavior_hint="(optional)")
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 
 
-ALL = algorithms.NAMES + algorithms.TEXT
+ALL = (*algorithms.NAMES, *algorithms.TEXT)
 
 
 @dataclass(kw_only=True)
