@@ -50,7 +50,10 @@ class Kind(NamedTuple):
 TEXT = {
     "pretrain": Kind("text", "loss"),
     "sft": Kind("demonstrations", "loss"),
+    "rlhf_ppo": Kind("prompts", "return"),
     "grpo": Kind("prompts", "return"),
+    "rloo": Kind("prompts", "return"),
+    "text_reinforce": Kind("prompts", "return"),
 }
 
 # What a field is that has no comment of its own, where every algorithm means the same by it.
