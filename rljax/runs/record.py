@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax import checks
+from rljax import algorithms, checks
 from rljax.checks import RunError
 from rljax.runs import checkpoint, folder, load, log, statistics
 from rljax.runs.engine import Program
@@ -18,7 +18,8 @@ from rljax.runs.feed import Feeder
 from rljax.runs.loop import NotFinite, Row
 from rljax.types import PyTree, Task
 
-TRAINING = {"return": "episode_return", "loss": "loss"}  # the metric of training beside each headline
+# The metrics of training beside each headline, of which an algorithm has one.
+TRAINING = {"return": ("episode_return", "reward"), "loss": ("loss",), "accuracy": ("accuracy",)}
 
 
 class Result(NamedTuple):
@@ -82,7 +83,7 @@ class Recorder:
         self.feeder = feeder
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
         self.seeds = description["seeds"]
-        self.headline = "loss" if isinstance(setup.env, Task) else "return"
+        self.headline = algorithms.headline(setup.algorithm)
         self.per_iteration = setup.config.steps_per_iteration
         self.initial = setup.config.initial_steps
         self.iteration = restored.iteration if restored else 0
@@ -109,7 +110,7 @@ class Recorder:
 
     def tick(self, iteration: int, seconds: float, metrics: dict[str, np.ndarray]) -> None:
         if not self.options.evaluate_every:
-            self.see(metrics.get(TRAINING[self.headline]))
+            self.see(next((metrics[name] for name in TRAINING[self.headline] if name in metrics), None))
         speed = self.rate(iteration, self.before[1] + seconds)
         self.bar.update(self.steps(iteration), speed, self.score(), self.headline)
 
@@ -159,12 +160,12 @@ class Recorder:
         """
         evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
         returns, lengths, complete = self.program.fetch(evaluated)
-        if self.headline == "loss":
+        if self.headline != "return":
             return returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64), returns.shape[1]
         if not complete.all():
-            self.bar.say(
-                f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
-            )
+            text = isinstance(self.setup.env, Task)
+            what = "completions could not be scored" if text else "episodes did not end within 100,000 steps"
+            self.bar.say(f"{(~complete).sum()} evaluation {what} and are left out")
         means = [
             row[ok].mean(dtype=np.float64) if ok.any() else np.nan
             for row, ok in zip(returns, complete, strict=True)
