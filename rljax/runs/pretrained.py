@@ -17,10 +17,15 @@ from rljax.types import LanguageModel, PyTree
 
 
 def language_model(
-    run: Path | str, member: int = 0, checkpoint_iteration: int | None = None, dtype: Any = jnp.float32
+    run: Path | str,
+    member: int = 0,
+    checkpoint_iteration: int | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = None,
 ) -> Pretrained:
-    """(model, params, tokenizer, generation) of one member of a run of pretrain or sft, with activations and
-    parameters in `dtype`. What adapts a base is merged into it, which is read where the run found it.
+    """(model, params, tokenizer, generation) of one member of a run of text, with activations in `dtype` and
+    parameters in `param_dtype`, None the same. What adapts a base is merged into it, which is read where the
+    run found it.
 
     Where the model that the run began with says no stop tokens, the tokenizer's end token is one.
 
@@ -46,7 +51,8 @@ def language_model(
     tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
     if not generation.stop_ids and tokenizer.eos_id is not None:
         generation = generation._replace(stop_ids=(tokenizer.eos_id,))
-    return Pretrained(model, jax.tree.map(lambda x: jnp.asarray(x, dtype), params), tokenizer, generation)
+    params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
+    return Pretrained(model, params, tokenizer, generation)
 
 
 def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[LanguageModel, Generation]:
@@ -56,7 +62,7 @@ def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[La
     if "model" in told["own"]:
         raise ValueError(f"{run} has a model of your own that no checkpoint describes: use it from Python")
     config = config.replace(dtype=jnp.dtype(dtype).name)
-    return language_models.language_model(told["vocab_size"], config, config.length), Generation()
+    return language_models.language_model(told["vocab_size"], config, told["length"]), Generation()
 
 
 def _params(
@@ -68,10 +74,13 @@ def _params(
     member: int,
 ) -> PyTree:
     """All parameters of the model of one member."""
+    inside = (
+        "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
+    )
     trained = {
-        name.removeprefix("params."): leaf[member]
+        name.removeprefix(inside): leaf[member]
         for name, leaf in restored.leaves.items()
-        if name.startswith("params.")
+        if name.startswith(inside)
     }
     adaptation = language.ADAPTATIONS[config.train](config, model) if "train" in told["config"] else None
     if adaptation is None:
@@ -83,10 +92,14 @@ def _params(
 
 
 def _base(run: Path | str, told: dict[str, Any]) -> PyTree:
-    source = (told["corpus"] or {}).get("model")
+    start = told.get("start")
+    source = start["source"] if start else (told["corpus"] or {}).get("model")
     if not source:
         raise ValueError(f"{run} adapts parameters that Python gave: merge them with models.adapters.bake")
-    base = huggingface.load(source, param_dtype=jnp.float32).params
+    if start and start["kind"] == "run":
+        base = language_model(Path(run) / source, start["member"]).params
+    else:
+        base = huggingface.load(source, param_dtype=jnp.float32).params
     if checkpoint.sha256_of(base) != told["frozen"]["params"]:
         raise ValueError(f"{source} is no longer the model that {run} adapts (by sha256)")
     return base

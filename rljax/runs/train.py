@@ -6,19 +6,23 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rljax.runs import checkpoint, engine, folder, load, log, loop
+import jax
+import jax.numpy as jnp
+
+from rljax import algorithms
+from rljax.runs import checkpoint, engine, folder, load, log, loop, presets, problems
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
 from rljax.runs.record import Options, Recorder, Result, options_from
 from rljax.types import Env, Feed, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
-    from rljax.text import Corpus
+    from rljax.text import Corpus, Problem
 
 
 def train(
     algorithm: str,
-    env: str | Env | Task | Corpus,
+    env: str | Env | Task | Corpus | Problem,
     config: Any = None,
     *,
     seeds: int = 1,
@@ -29,6 +33,8 @@ def train(
     resume: bool = False,
     init: Path | str | None = None,
     init_member: int | None = None,
+    model: str = "",
+    warm_up: float | None = None,
     network: Network | LanguageModel | None = None,
     **options: Any,
 ) -> Result:
@@ -36,15 +42,19 @@ def train(
 
     Args:
         algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
-        env: a name for `envs.make`, or an Env of one's own; for "pretrain" and "sft" a Corpus or a Task.
+        env: a name for `envs.make`, or an Env of one's own; of text a name for `text.tasks.make`, a
+            text.Problem or a Task, for "pretrain" and "sft" also a Corpus.
         config: the algorithm's Config; None, or a dict of some fields, stands on the preset for this pair,
             else on the defaults.
         steps: replaces config.total_steps.
         out: the run folder; None keeps everything in memory. An existing run is not overwritten.
-        env_arguments: constructor arguments and parameters for `envs.make`.
+        env_arguments: constructor arguments and parameters for `envs.make`, or those of a task.
         resume: continue the run in `out` from its newest complete checkpoint, bit for bit.
         init: a run whose final parameters (and observation statistics) this one starts from; `init_member`
-            picks one for all.
+            picks one for all. On a task they are also the policy that a KL penalty is towards.
+        model: on a task, a folder or a repository of Hugging Face to start from, instead.
+        warm_up: on a task, the tokens for which `sft` trains a model of the Config's sizes where there is
+            neither `init` nor `model`; None: as many as its preset says.
         network: a Network of one's own, or for a Task a LanguageModel.
         options: the fields of `Options`.
 
@@ -57,6 +67,12 @@ def train(
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    begins = isinstance(setup.env, Task) and setup.env.problem is not None
+    if begins:
+        start = problems.start_of(model, init, init_member)
+        setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen), None, None
+    elif model or warm_up is not None:
+        raise ValueError("model and warm_up are of tasks of text: leave them out")
     return train_members(
         setup,
         {},
@@ -68,6 +84,45 @@ def train(
         network=network,
         options=chosen,
     )
+
+
+def begin(
+    setup: load.Setup,
+    start: problems.Start | None,
+    warm_up: float | None,
+    seed: int,
+    out: Path | str | None,
+    options: Options,
+) -> load.Setup:
+    """A set-up on a problem with the model and parameters that it begins with, trained first where needed.
+
+    Raises: ValueError, before anything is trained, where the Config is wrong.
+    """
+    assert isinstance(setup.env, Task)
+    problem, run = setup.env.problem, None if out is None else Path(out)
+    if start is not None:
+        setup = setup._replace(config=problems.sized(setup.config, start))
+        problem = problems.started(problem, start, setup.config, None)
+    elif problems.wants_warm_up(setup.algorithm, problem):
+        task, config = problems.world(problems.blank(problem, setup.config), setup.algorithm, setup.config)
+        setup.module.make(task, config)
+        fields = {name: getattr(config, name) for name in (*problems.SIZES, "dtype")}
+        presets_of = presets.preset("sft", problem.name) or {}
+        there = None if run is None else run / problems.WARM_UP
+        done = there is not None and (there / folder.SUMMARY).is_file()
+        if not done:
+            first = train(
+                "sft", problem, {**presets_of, **fields}, steps=warm_up, seed=seed, out=there,
+                resume=there is not None and (there / folder.CONFIG).is_file(), progress=options.progress,
+            )  # fmt: skip
+        if there is not None:
+            start = problems.Start("run", problems.WARM_UP)
+            problem = problems.started(problem, start, setup.config, run)
+        else:
+            params = jax.tree.map(lambda x: jnp.asarray(x[0]), first.states.params)
+            problem = problem._replace(model=task.model, params=params)
+    task, config = problems.world(problem, setup.algorithm, setup.config)
+    return setup._replace(env=task, config=config, start=start)
 
 
 def train_members(
@@ -92,8 +147,9 @@ def train_members(
             f"{env.name} lives on the host and its state cannot be saved: "
             "leave out resume and checkpoint_every"
         )
-    if options.target_return is not None and isinstance(env, Task):
-        raise ValueError(f"target_return is of environments: {env.name} is text, and has a loss")
+    judged = algorithms.headline(setup.algorithm)
+    if options.target_return is not None and judged != "return":
+        raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} has a {judged}")
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total, network is not None)
     if run is not None and isinstance(env, Task):
