@@ -1,7 +1,7 @@
 """Arithmetic expressions: read by a compiled program from tokens, on the host from text, and written.
 
     expression = term {("+" | "-") term}    term = factor {("*" | "/") factor}
-    factor = number | "(" expression ")"    number = digits, the first of them not 0
+    factor = number | "(" expression ")"    number = 1 to 8 digits, the first of them not 0
 
 Values are exact fractions. There is no sign before a number: -3+5 is no expression.
 
@@ -23,7 +23,8 @@ from rljax.types import Array
 PLUS, MINUS, TIMES, OVER, OPEN, CLOSE, STOP, OTHER = range(10, 18)  # kinds of tokens; below: the digits
 CHARACTERS = "0123456789+-*/()"
 LARGEST = 2**31 - 1
-BEYOND = 10**8  # numbers are counted up to here, so that a long one does not wrap into a short one
+DIGITS = 8  # of a number; a longer one does not wrap into a short one
+BEYOND = 10**DIGITS
 
 
 class Value(NamedTuple):
@@ -83,7 +84,7 @@ def evaluate(tokens: Array, count: int) -> Value:
         ends = inside & ~digit
         level, fine = factor(at(levels, depth), jnp.stack([value, number(1)]), ok)
         level = jax.tree.map(lambda new, old: jnp.where(ends, new, old), level, at(levels, depth))
-        ok = jnp.where(ends, fine & (many < count), ok)
+        ok = jnp.where(ends, fine & (many < count) & (value < BEYOND), ok)
         used = jnp.where(ends, used.at[jnp.minimum(many, count - 1)].set(value), used)
         many, wants = many + ends, wants & ~ends
         # a digit
@@ -139,7 +140,7 @@ def value_of(text: str) -> tuple[Fraction, list[int]] | None:
                 return None
             wants, digits = False, ""
         if "0" <= character <= "9":
-            if not (digits or (wants and character != "0")) or len(digits) > 8:
+            if not (digits or (wants and character != "0")) or len(digits) == DIGITS:
                 return None
             digits += character
         elif character in ("+", "-") and not wants:

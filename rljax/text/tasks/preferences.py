@@ -51,7 +51,8 @@ def preferences(
     the last two with numbers "weight" (default 1) and "margin" (0) where they are known. `held_out` of the
     different prompts are held out, or with `folds` those of one `fold` (0 to folds − 1) for cross-validation;
     judgements of one prompt stay together. There is no reward: algorithms learn from the preferences, `sft`
-    from the best completions, `pretrain` from those after their prompts.
+    from the best completions, `pretrain` from those after their prompts. Without a `tokenizer` byte pairs of
+    the whole file are the vocabulary, `vocab_size` of them, the same in each fold.
 
     Raises: FileNotFoundError; ValueError, also where lines differ in the number of completions. Warns of
     lines that are no such records and of those dropped as longer than the lengths, in tokens.

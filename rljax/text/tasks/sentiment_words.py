@@ -12,54 +12,20 @@ from rljax.text.tokenizer import Tokenizer
 from rljax.text.words import word_tokenizer
 from rljax.types import Array, Preferences, PyTree, Reward
 
-TIMES = ["yesterday", "today", "tonight", "usually", "often", "later", "again", "then"]
-OWNERS = ["the", "my", "our", "your", "her", "his", "this", "that"]
-THINGS = [
-    "film",
-    "book",
-    "meal",
-    "story",
-    "song",
-    "game",
-    "room",
-    "train",
-    "play",
-    "walk",
-    "dinner",
-    "garden",
-]
-VERBS = ["was", "seemed", "felt", "looked", "stayed", "became"]
-DEGREES = ["very", "rather", "quite", "so", "really", "fairly"]
-POSITIVE = [
-    "good",
-    "great",
-    "lovely",
-    "happy",
-    "bright",
-    "warm",
-    "kind",
-    "brilliant",
-    "funny",
-    "fresh",
-    "gentle",
-    "superb",
-]
-NEGATIVE = [
-    "bad",
-    "awful",
-    "dull",
-    "sad",
-    "dark",
-    "cold",
-    "rude",
-    "terrible",
-    "boring",
-    "stale",
-    "harsh",
-    "poor",
-]
-PLAIN = ["long", "short", "new", "old", "red", "small", "quiet", "plain"]
-JOINS = ["and", "but"]
+
+def _words(line: str) -> tuple[str, ...]:
+    return tuple(line.split())
+
+
+TIMES = _words("yesterday today tonight usually often later again then")
+OWNERS = _words("the my our your her his this that")
+THINGS = _words("film book meal story song game room train play walk dinner garden")
+VERBS = _words("was seemed felt looked stayed became")
+DEGREES = _words("very rather quite so really fairly")
+POSITIVE = _words("good great lovely happy bright warm kind brilliant funny fresh gentle superb")
+NEGATIVE = _words("bad awful dull sad dark cold rude terrible boring stale harsh poor")
+PLAIN = _words("long short new old red small quiet plain")
+JOINS = _words("and but")
 WORDS = TIMES + OWNERS + THINGS + VERBS + DEGREES + POSITIVE + NEGATIVE + PLAIN + JOINS
 LENGTH = 8  # tokens of a completion, the stop token included
 
@@ -106,7 +72,7 @@ def sentiment_words(
 
 def sentence(generator: np.random.Generator) -> str:
     """VERB [DEGREE] WORD [JOIN [DEGREE] WORD]."""
-    pick = lambda words: [str(generator.choice(words))]
+    pick = lambda words: [words[generator.integers(len(words))]]
     degree = lambda: pick(DEGREES) if generator.random() < 0.5 else []
     word = lambda: pick([POSITIVE, NEGATIVE, PLAIN][generator.integers(3)])
     more = pick(JOINS) + degree() + word() if generator.random() < 0.6 else []
