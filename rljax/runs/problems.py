@@ -138,7 +138,7 @@ def blank(problem: Any, config: Any) -> Any:
 
     if problem.learn.demonstration is None:
         raise ValueError(
-            f"the task {problem.name} has no demonstrations to train a model on: name one with --model, --init"
+            f"the task {problem.name} has no demonstrations to train a model on: give --model or --init"
         )
     model = language_model(problem.tokenizer.vocab_size, config, problem.length)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
-from rljax import algorithms
-from rljax.runs import checkpoint, engine, folder, load, log, loop, presets, problems
+from rljax import algorithms, checks
+from rljax.runs import checkpoint, engine, folder, load, log, loop, mesh, presets, problems
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
 from rljax.runs.record import Options, Recorder, Result, options_from
@@ -67,10 +68,11 @@ def train(
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
-    begins = isinstance(setup.env, Task) and setup.env.problem is not None
-    if begins:
+    if isinstance(setup.env, Task) and setup.env.problem is not None:
+        _free(None if out is None else Path(out), resume)
         start = problems.start_of(model, init, init_member)
-        setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen), None, None
+        check = lambda setup: setup.module.make(setup.env, setup.config, network)
+        setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen, check), None, None
     elif model or warm_up is not None:
         raise ValueError("model and warm_up are of tasks of text: leave them out")
     return train_members(
@@ -93,10 +95,11 @@ def begin(
     seed: int,
     out: Path | str | None,
     options: Options,
+    check: Callable[[load.Setup], Any],
 ) -> load.Setup:
     """A set-up on a problem with the model and parameters that it begins with, trained first where needed.
 
-    Raises: ValueError, before anything is trained, where the Config is wrong.
+    `check` is called with the set-up before anything is trained. Raises: what it raises; ValueError.
     """
     assert isinstance(setup.env, Task)
     problem, run = setup.env.problem, None if out is None else Path(out)
@@ -104,25 +107,35 @@ def begin(
         setup = setup._replace(config=problems.sized(setup.config, start))
         problem = problems.started(problem, start, setup.config, None)
     elif problems.wants_warm_up(setup.algorithm, problem):
-        task, config = problems.world(problems.blank(problem, setup.config), setup.algorithm, setup.config)
-        setup.module.make(task, config)
-        fields = {name: getattr(config, name) for name in (*problems.SIZES, "dtype")}
-        presets_of = presets.preset("sft", problem.name) or {}
-        there = None if run is None else run / problems.WARM_UP
-        done = there is not None and (there / folder.SUMMARY).is_file()
-        if not done:
-            first = train(
-                "sft", problem, {**presets_of, **fields}, steps=warm_up, seed=seed, out=there,
-                resume=there is not None and (there / folder.CONFIG).is_file(), progress=options.progress,
-            )  # fmt: skip
-        if there is not None:
-            start = problems.Start("run", problems.WARM_UP)
-            problem = problems.started(problem, start, setup.config, run)
-        else:
-            params = jax.tree.map(lambda x: jnp.asarray(x[0]), first.states.params)
-            problem = problem._replace(model=task.model, params=params)
+        blank = problems.blank(problem, setup.config)
+        task, config = problems.world(blank, setup.algorithm, setup.config)
+        check(setup._replace(env=task, config=config))
+        problem, start = _warm_up(setup, problem, warm_up, seed, run, options)
+        problem = problem if start is None else problems.started(problem, start, setup.config, run)
     task, config = problems.world(problem, setup.algorithm, setup.config)
     return setup._replace(env=task, config=config, start=start)
+
+
+def _warm_up(
+    setup: load.Setup, problem: Problem, tokens: float | None, seed: int, run: Path | None, options: Options
+) -> tuple[Problem, problems.Start | None]:
+    """`sft` on a problem's demonstrations: the run in RUN/sft, finished already or not, to start from;
+    without a folder the problem with its parameters.
+    """
+    there = None if run is None else run / problems.WARM_UP
+    if there is not None and (there / folder.SUMMARY).is_file():
+        return problem, problems.Start("run", problems.WARM_UP)
+    fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
+    config = (presets.preset("sft", problem.name) or {}) | fields
+    resume = there is not None and (there / folder.CONFIG).is_file()
+    options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
+    more = options._asdict()
+    done = train("sft", problem, config, steps=tokens, seed=seed, out=there, resume=resume, **more)
+    if there is not None:
+        return problem, problems.Start("run", problems.WARM_UP)
+    params = jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)
+    model = problems.blank(problem, setup.config).model
+    return problem._replace(model=model, params=params), None
 
 
 def train_members(
@@ -163,6 +176,8 @@ def train_members(
         program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
+        if isinstance(env, Task) and not isinstance(env.learn, Feed):
+            bar.say(memory(program, title))
         states = _first_states(program, restored, init, init_member)
         feeder = _feeder(env, program, restored, total)
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
@@ -205,6 +220,18 @@ def train_members(
         return recorder.finish(states, compiled)
 
 
+def _free(run: Path | None, resume: bool) -> bool:
+    """Whether there is a run to be resumed. Raises: ValueError where the folder is taken."""
+    if run is None:
+        return False
+    exists = (run / folder.CONFIG).is_file()
+    if exists and not resume:
+        raise ValueError(f"{run} already holds a run: choose another --out, or continue it with --resume")
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--out {run} is a file: choose a folder")
+    return exists
+
+
 def _previous(
     run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress
 ) -> checkpoint.Restored | None:
@@ -213,13 +240,8 @@ def _previous(
         if resume:
             raise ValueError("resume needs a run folder: give --out")
         return None
-    exists = (run / folder.CONFIG).is_file()
-    if exists and not resume:
-        raise ValueError(f"{run} already holds a run: choose another --out, or continue it with --resume")
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"--out {run} is a file: choose a folder")
     restored = None
-    if exists:
+    if _free(run, resume):
         if wrong := folder.difference(folder.read(run), description):
             raise ValueError(
                 f"--resume cannot continue {run}: {wrong}; "
@@ -236,6 +258,17 @@ def _previous(
     if retry := load.retries(run):
         bar.say(f"taken up again after NaN, time {retry}: with other random numbers")
     return restored
+
+
+def memory(program: Program, title: str) -> str:
+    """What a run needs of memory, in words. Raises: RunError where there is less, before it starts."""
+    needed, free = program.memory_bytes() / 2**30, mesh.free_bytes() / 2**30
+    if needed > free:
+        raise checks.RunError(
+            f"{title} needs {needed:.1f} GiB on each device, of which {free:.1f} are free: raise num_micro, "
+            'lower chunk, batch_size, num_prompts or max_new_tokens, train "lora", or take fewer seeds'
+        )
+    return f"needs {needed:.2g} of {free:.3g} GiB on each device"
 
 
 def _feeder(
