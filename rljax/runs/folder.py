@@ -19,7 +19,7 @@ import numpy as np
 
 from rljax.checks import RunError, show
 from rljax.runs.checkpoint import sha256_of, write_json
-from rljax.types import Feed, Task
+from rljax.types import Feed, Preferences, Prompts, Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "config.json",
@@ -76,16 +76,15 @@ def _env(setup: Any) -> dict[str, Any]:
 
 def _task(setup: Any) -> dict[str, Any]:
     task, problem = setup.env, setup.env.problem
-    named = problem is not None and problem.arguments is not None
+    arguments: dict[str, Any] = {} if problem is None else dict(problem.arguments or {})
+    rows = isinstance(task.learn, Prompts | Preferences)
     return {
         "task": task.name,
-        "task_arguments": {name: plain(value) for name, value in problem.arguments.items()}
-        if named
-        else None,
+        "task_arguments": {name: plain(value) for name, value in arguments.items()} or None,
         "start": None if setup.start is None else setup.start._asdict(),
         "corpus": None if task.corpus is None else task.corpus.recorded(),
         "vocab_size": task.vocab_size,
-        "length": setup.config.length if problem is None else problem.length,
+        "length": task.learn.tokens.shape[1] + task.max_new_tokens if rows else setup.config.length,
     }
 
 
