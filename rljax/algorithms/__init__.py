@@ -50,6 +50,9 @@ class Kind(NamedTuple):
 TEXT = {
     "pretrain": Kind("text", "loss"),
     "sft": Kind("demonstrations", "loss"),
+    "reward_model": Kind("preferences", "accuracy"),
+    "dpo": Kind("preferences", "accuracy"),
+    "kto": Kind("preferences", "accuracy"),
     "grpo": Kind("prompts", "return"),
 }
 
