@@ -38,11 +38,14 @@ if TYPE_CHECKING:
     from rljax.algorithms import rainbow as rainbow
     from rljax.algorithms import reinforce as reinforce
     from rljax.algorithms import reward_model as reward_model
+    from rljax.algorithms import rlhf_ppo as rlhf_ppo
+    from rljax.algorithms import rloo as rloo
     from rljax.algorithms import sac as sac
     from rljax.algorithms import sarsa as sarsa
     from rljax.algorithms import sft as sft
     from rljax.algorithms import td3 as td3
     from rljax.algorithms import td_lambda as td_lambda
+    from rljax.algorithms import text_reinforce as text_reinforce
     from rljax.algorithms import trpo as trpo
     from rljax.runs.engine import run as run
     from rljax.runs.evaluate import evaluate as evaluate
@@ -95,7 +98,10 @@ _ALGORITHMS = (
     "reward_model",
     "dpo",
     "kto",
+    "rlhf_ppo",
     "grpo",
+    "rloo",
+    "text_reinforce",
 )
 
 

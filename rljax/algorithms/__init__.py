@@ -53,7 +53,10 @@ TEXT = {
     "reward_model": Kind("preferences", "accuracy"),
     "dpo": Kind("preferences", "accuracy"),
     "kto": Kind("preferences", "accuracy"),
+    "rlhf_ppo": Kind("prompts", "return"),
     "grpo": Kind("prompts", "return"),
+    "rloo": Kind("prompts", "return"),
+    "text_reinforce": Kind("prompts", "return"),
 }
 
 # What a field is that has no comment of its own, where every algorithm means the same by it.

@@ -53,7 +53,9 @@ def check(config: Any, task: Task, model: LanguageModel, rows: int) -> None:
     if config.max_new_tokens is not None:
         checks.count(config, "max_new_tokens")
     checks.count(config, "num_prompts", "num_epochs", "num_minibatches")
+    checks.count(config, "group_size", low=2 if config.reward_normalization == "group" else 1)
     checks.choice(config, "old_log_prob", ("recomputed", "sampled"))
+    checks.choice(config, "reward_normalization", ("raw", "group"))
     if rows % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide the {rows} completions of an update")
     if config.num_micro and rows // config.num_minibatches % config.num_micro:
@@ -106,7 +108,7 @@ def write(
     )  # fmt: skip
     several = lambda x: jnp.repeat(x, group, axis=0)
     stops = jnp.asarray(task.stop_ids, jnp.int32)
-    stopped = jnp.any((written.tokens[..., None] == stops) & written.mask[..., None], axis=(1, 2))
+    stopped = jnp.any((written.tokens[..., None] == stops[None, None]) & written.mask[..., None], axis=(1, 2))
     return Rollout(
         prompt=several(prompts.tokens),
         valid=several(prompts.valid),
@@ -145,6 +147,13 @@ def combined(
     """One reward of each completion, (B,), NaN where it could not be scored."""
     weights = jnp.array([reward.weight for reward in task.rewards])
     return rewards.combine(scores.values, weights, group, normalisation)
+
+
+def at_the_end(values: Array, drawn: Array) -> Array:
+    """Values (B,) at the last token that the policy wrote of each row, 0 elsewhere: (B, T)."""
+    index = jnp.arange(drawn.shape[1])[None]
+    last = jnp.where(drawn, index, -1).max(axis=1, keepdims=True)
+    return jnp.where(index == last, values[:, None], 0.0)
 
 
 class Rewarded(NamedTuple):

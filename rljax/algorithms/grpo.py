@@ -157,7 +157,7 @@ def make(
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
     checks.number(config, "clip", "overlong_buffer", low=0, open_low=True)
-    for name in ("clip_high", "dual_clip", "kl"):
+    for name in ("clip_high", "dual_clip"):
         if getattr(config, name) is not None:
             checks.number(config, name, low=0)
     checks.count(config, "group_size", low=2)
@@ -168,7 +168,6 @@ def make(
     checks.choice(config, "groups", ("all", "varied", "resampled"))
     checks.choice(config, "overlong", ("kept", "masked", "penalty"))
     checks.choice(config, "divergence", DIVERGENCES)
-    checks.choice(config, "reward_normalization", ("raw", "group"))
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
     frozen = task.frozen if frozen is None else frozen
@@ -176,8 +175,7 @@ def make(
     model, trained, begin = language.adapted(task, config, network, frozen, length)
     group, wanted = config.group_size, config.num_prompts * config.group_size
     completions.check(config, task, model, wanted)
-    if config.kl is not None and "params" not in frozen:
-        checks.complain(config, "kl", "needs the parameters of a policy to stay close to: name a --model")
+    language.check_start(config, frozen)
     high = config.clip if config.clip_high is None else config.clip_high
 
     def init(key: Key) -> State:

@@ -61,6 +61,15 @@ def adapted(
     return model, trained, trained.init
 
 
+def check_start(config: Any, frozen: PyTree) -> None:
+    """`kl`, the coefficient of a penalty towards the policy at the start. ValueError where there is none."""
+    if config.kl is None:
+        return
+    checks.number(config, "kl", low=0)
+    if "params" not in frozen:
+        checks.complain(config, "kl", "needs the parameters of a policy to stay close to: name a --model")
+
+
 def optimizer(config: Any) -> optax.GradientTransformation:
     """AdamW's direction (Loshchilov & Hutter 2019), gradients clipped before, without the learning rate."""
     return optax.chain(

@@ -73,24 +73,30 @@ def statistics(config: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
     return jax.vmap(jax.vmap(one))
 
 
-def log_probs(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) -> Array:
-    """(B, T) log-probabilities of completions under `params`, in parts as the gradient is computed, without
-    one.
+def in_parts(function: Callable[[Array, Array, Array], PyTree], rollout: Rollout, config: Any) -> PyTree:
+    """function(prompt, valid, completion) of all completions, arrays (B, ...), in parts as the gradient is
+    computed, without one.
     """
     rows, width = rollout.completion.shape
-    parts = language.parts(config, rows // config.num_minibatches, width + rollout.prompt.shape[1])
+    size = rows // config.num_minibatches
+    parts = config.num_minibatches * language.parts(config, size, width + rollout.prompt.shape[1])
+    inputs = rollout.prompt, rollout.valid, rollout.completion
+    if parts == 1:
+        return jax.lax.stop_gradient(function(*inputs))
+    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), inputs)
+    found = jax.lax.map(lambda part: function(*part), cut)
+    return jax.lax.stop_gradient(jax.tree.map(lambda x: x.reshape(rows, *x.shape[2:]), found))
+
+
+def log_probs(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) -> Array:
+    """(B, T) log-probabilities of completions under `params`, without a gradient."""
     measured = statistics(config)
 
-    def part(inputs: tuple[Array, Array, Array]) -> Array:
-        hidden = model.completion(params, *inputs)
-        return per_token(model, measured, params, hidden, inputs[2], chunk=config.chunk)[0]
+    def part(prompt: Array, valid: Array, completion: Array) -> Array:
+        hidden = model.completion(params, prompt, valid, completion)
+        return per_token(model, measured, params, hidden, completion, chunk=config.chunk)[0]
 
-    inputs = rollout.prompt, rollout.valid, rollout.completion
-    parts *= config.num_minibatches
-    if parts == 1:
-        return jax.lax.stop_gradient(part(inputs))
-    cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), inputs)
-    return jax.lax.stop_gradient(jax.lax.map(part, cut).reshape(rows, width))
+    return in_parts(part, rollout, config)
 
 
 def before(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) -> Array | None:
@@ -102,6 +108,11 @@ def before(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) 
     if config.num_epochs * config.num_minibatches == 1:
         return None
     return log_probs(model, params, rollout, config)
+
+
+def sequence_kl(rollout: Rollout, log_prob: Array, start: Array) -> Array:
+    """(B,) the k1 estimate of KL(π ‖ π_start), summed over what a policy wrote: for a reward."""
+    return jnp.where(rollout.drawn, divergences.k1(log_prob, start), 0.0).sum(axis=1)
 
 
 def batch_of(rollout: Rollout, mask: Array, old: Array | None, extras: PyTree) -> Batch:

@@ -33,11 +33,6 @@ from rljax.math.shuffle import permutation
 from rljax.models import actor_critic, normalizer, policy_head
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
-VALUE_LOSSES = {
-    "plain": lambda value, old, target, clip: losses.value_loss(value, target),
-    "clipped": losses.clipped_value_loss,
-}
-
 
 @struct.dataclass
 class Config:
@@ -128,7 +123,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
-    checks.choice(config, "value_loss", VALUE_LOSSES)
+    checks.choice(config, "value_loss", losses.VALUE_LOSSES)
     checks.choice(config, "advantage_normalization", ("none", "minibatch", "batch"))
     checks.choice(config, "reward_scaling", REWARD_SCALERS)
     checks.choice(config, "schedule", SCHEDULES)
@@ -149,7 +144,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
         )
     )
-    value_loss = VALUE_LOSSES[config.value_loss]
+    value_loss = losses.VALUE_LOSSES[config.value_loss]
 
     def init(key: Key) -> State:
         params_key, worlds_key = jax.random.split(key)

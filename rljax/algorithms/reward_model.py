@@ -125,7 +125,9 @@ def make(
     frozen = task.frozen if frozen is None else frozen
     width = judgements.size(task, frozen) + 1  # the head reads the state after the last token
     base, model, begin = language.adapted(task, config, network, frozen, width)
-    judgements.check(config, task, frozen, model, width)
+    # a position of its own for nothing that is read matters only where positions are a table
+    learned = getattr(model.config, "positions", None) == "learned"
+    judgements.check(config, task, frozen, model, width if learned else width - 1)
     if config.loss == "pairwise":
         judgements.need_pairs(task, frozen, "this loss", 'choose loss = "choice"')
     number, length = frozen["learn"].completion.shape[1:]

@@ -14,8 +14,9 @@ ABOUT = """Reinforcement learning in JAX: training runs compiled whole, mapped o
   rljax train ppo --env CartPole-v1 --seeds 8
   rljax sweep ppo --env CartPole-v1 --seeds 4 --config.learning-rate 1e-4,1e-3
   rljax train pretrain --data shakespeare.txt
+  rljax train grpo --task addition
   rljax train ppo --help      the fields of an algorithm's Config, too
-  rljax list                  algorithms, environments, presets
+  rljax list                  algorithms, environments, tasks, presets
   rljax --version
   RLJAX_TRACEBACK=1 rljax …   where an error comes from"""
 
@@ -117,7 +118,7 @@ def _with_config(command: type, words: list[str], several: bool) -> type:
     from tyro.conf import OmitArgPrefixes
 
     from rljax import algorithms
-    from rljax.cli.options import WithoutEnv, config_options, corpus_options
+    from rljax.cli.options import OfTask, Rewarded, WithoutEnv, config_options, corpus_options
 
     found = [word for word in words if word in (*algorithms.NAMES, *algorithms.TEXT)]
     if words and not words[0].startswith("-"):
@@ -127,20 +128,25 @@ def _with_config(command: type, words: list[str], several: bool) -> type:
         return command
     env = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
-        env = following if word == "--env" else word[6:] if word.startswith("--env=") else env
+        name, equals, value = word.partition("=")
+        if name in ("--env", "--task"):
+            env = value if equals else following
     options = config_options(found[0], env, several)
     fields: list[Any] = [("config", options, dataclasses.field(default_factory=options))]
     bases: tuple[type, ...] = (command,)
     given = {word.partition("=")[0] for word in words}
     if found[0] in algorithms.TEXT:
+        files = algorithms.TEXT[found[0]].learns in ("text", "demonstrations")
         if given & {"--env", "--env-argument"}:
-            raise ValueError(f"{found[0]} learns text: add --data FILE in place of --env")
-        corpus = corpus_options()
-        shown = Annotated[corpus, OmitArgPrefixes]
-        fields.append(("corpus", shown, dataclasses.field(default_factory=corpus)))
-        bases = (WithoutEnv, command)
-    elif "--data" in given:
-        raise ValueError(f"{found[0]} learns in an environment: add --env NAME in place of --data")
+            place = "--data FILE or --task NAME" if files else "--task NAME"
+            raise ValueError(f"{found[0]} learns text: add {place} in place of --env")
+        if files:
+            corpus = corpus_options()
+            shown = Annotated[corpus, OmitArgPrefixes]
+            fields.append(("corpus", shown, dataclasses.field(default_factory=corpus)))
+        bases = (WithoutEnv, OfTask if files else Rewarded, command)
+    elif wrong := given & {"--data", "--task"}:
+        raise ValueError(f"{found[0]} learns in an environment: add --env NAME in place of {min(wrong)}")
     return dataclasses.make_dataclass(
         command.__name__,  # with this and the module tyro finds the comments in the source
         fields,

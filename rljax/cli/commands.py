@@ -49,9 +49,16 @@ class Train(Training):
 class Sweep(Training):
     """Train every combination of comma-separated Config values with every seed, in few compilations."""
 
+    # On a task: start from the parameters of this run.
+    init: Annotated[Path | None, kind(Path, "RUN"), Optional] = None
+    # The member of --init that all start from.
+    init_member: Annotated[Member, Optional] = None
+
     def run(self) -> None:
         world, values = self.world(), self.values()
         keywords = self.keywords(world, "sweep-")
+        if self.init is not None:
+            keywords |= {"init": self.init, "init_member": self.init_member}
         fixed = {name: column[0] for name, column in values.items() if len(column) == 1}
         grid = {name: column for name, column in values.items() if len(column) > 1}
         if not grid:
@@ -131,17 +138,17 @@ class Render:
         print(rljax.render(self.folder, out=self.out, member=self.member, seed=self.seed))
 
 
-KINDS = ("algorithms", "environments", "presets", "fields")
+KINDS = ("algorithms", "environments", "tasks", "presets", "fields")
 
 
 @dataclass(kw_only=True)
 class List:
-    """Show what there is: algorithms, environments, presets, or the Config fields of an algorithm."""
+    """Show what there is: algorithms, environments, tasks, presets, or the Config fields of an algorithm."""
 
     what: Annotated[
         Positional[str | None],
         kind(one_of(KINDS), "{" + ",".join(KINDS) + "}"),
-        arg(help_behavior_hint="(default: the first three)"),
+        arg(help_behavior_hint="(default: the first four)"),
     ] = None
     # Only what concerns this algorithm (or the environment, after `environments`).
     name: Annotated[Positional[str | None], kind(str, "NAME"), Optional] = None
@@ -152,6 +159,11 @@ class List:
             print_table("algorithms", ["algorithm", "what it is"], rows)
         if self.what in (None, "environments"):
             _list_environments(self.name)
+        if self.what in (None, "tasks"):
+            from rljax.text import tasks
+
+            rows = [[name, _first_line(function)] for name, function in tasks.TASKS.items()]
+            print_table("tasks of text", ["task", "what it is"], rows)
         if self.what in (None, "presets"):
             _list_presets(self.name)
         if self.what == "fields":
@@ -233,7 +245,11 @@ def print_summary(summary: Mapping[str, Any], folder: Path | None) -> None:
         print(f"{'folder':9} {folder}")
 
 
-MEASURED = {"return": "episodes", "loss": "rows"}  # what the headline is an average of, per seed
+MEASURED = {
+    "return": "episodes",
+    "loss": "rows",
+    "accuracy": "rows",
+}  # what the headline is an average of, per seed
 
 
 def statistics(block: Mapping[str, Any], noun: str = "episodes") -> str:

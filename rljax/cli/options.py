@@ -182,7 +182,9 @@ class Training:
         return {name: value for name, value in given.items() if value is not None}
 
     def world(self) -> Any:
-        """What is learnt from: the name of an environment, or a Corpus."""
+        """What is learnt from: the name of an environment or of a task, or a Corpus."""
+        if task := getattr(self, "task", ""):
+            return task
         if self.algorithm not in algorithms.TEXT:
             if not self.env:
                 raise ValueError(
@@ -190,8 +192,11 @@ class Training:
                 )
             return self.env
         given = self.corpus_values()
+        if isinstance(self, Rewarded):
+            raise ValueError("which task? Add --task NAME; `rljax list tasks` shows the names")
         if "data" not in given:
-            raise ValueError("which text? Add --data FILE, plain text (.txt) or JSON lines (.jsonl)")
+            told = "--data FILE, plain text (.txt) or JSON lines (.jsonl), or --task NAME"
+            raise ValueError(f"which text? Add {told}")
         from rljax.text import Corpus
 
         return Corpus(**given)
@@ -214,11 +219,13 @@ class Training:
         }
         name = world if isinstance(world, str) else world.name
         shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{name}")
-        return shared | {"env_arguments": dict(map(_key_and_value, self.env_argument))}
+        shared["env_arguments"] = dict(map(_key_and_value, self.env_argument))
+        return shared | (self.of_task() if isinstance(self, OfTask) and self.task else {})
 
     def command(self, values: Mapping[str, Any], *more: str) -> str:
         """The command line that trains this problem with these Config fields."""
         words = ["rljax", "train", self.algorithm, *(["--env", self.env] if self.env else [])]
+        words += self.task_words() if isinstance(self, OfTask) else []
         for name, value in self.corpus_values().items():
             option = f"--{name.replace('_', '-')}"
             for each in value if name in FILES else [value]:
@@ -236,6 +243,61 @@ class WithoutEnv:
 
     env: Annotated[str, kind(str, "NAME"), Suppress] = ""
     env_argument: Annotated[UseAppendAction[tuple[str, ...]], Suppress] = ()
+
+
+@dataclass(kw_only=True)
+class OfTask:
+    """The options of a task of text."""
+
+    # A task with prompts, demonstrations and rewards; `rljax list tasks` shows them.
+    task: Annotated[str, kind(str, "NAME"), Optional] = ""
+    # An argument of the task, such as digits=3; may be repeated.
+    task_argument: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(optional)")
+    ] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the task; what files it reads is `data`."""
+        found = dict(map(_key_and_value, self.task_argument))
+        files = getattr(getattr(self, "corpus", self), "data", None) or ()
+        if isinstance(files, tuple) and len(files) > 1:
+            raise ValueError(f"--task {self.task} reads one --data, not {len(files)}")
+        return found | ({"data": files[0] if isinstance(files, tuple) else files} if files else {})
+
+    def of_task(self) -> dict[str, Any]:
+        """Arguments of rljax.train and rljax.sweep."""
+        model = getattr(getattr(self, "corpus", self), "model", None)
+        return {"env_arguments": self.arguments(), **({"model": str(model)} if model else {})}
+
+    def task_words(self) -> list[str]:
+        """These options as one would type them."""
+        words = ["--task", self.task] if self.task else []
+        return words + [word for text in self.task_argument for word in ("--task-argument", text)]
+
+
+@dataclass(kw_only=True)
+class Rewarded(OfTask):
+    """The options of what begins with a model that can do a little of its task already."""
+
+    # The file or folder that a task reads, such as gsm8k.
+    data: Annotated[str, kind(str, "PATH"), Optional] = ""
+    # A folder or a repository of Hugging Face to begin with.
+    model: Annotated[str, kind(str, "NAME"), Optional] = ""
+    # Tokens for which sft trains a model first, where there is neither --model nor --init.
+    warm_up: Annotated[Number, arg(help_behavior_hint="(default: as its preset says)")] = None
+    samples_every: Count = 0  # Iterations between tables of sampled completions; 0: none.
+    samples: Count = 4  # Completions in such a table.
+
+    def of_task(self) -> dict[str, Any]:
+        shown = {"samples_every": self.samples_every, "samples": self.samples}
+        return super().of_task() | {"warm_up": self.warm_up} | shown
+
+    def task_words(self) -> list[str]:
+        words = super().task_words()
+        for name in ("data", "model", "warm_up"):
+            if value := getattr(self, name):
+                words += [f"--{name.replace('_', '-')}", typed(value)]
+        return words
 
 
 def _key_and_value(text: str) -> tuple[str, Any]:

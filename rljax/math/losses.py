@@ -6,6 +6,8 @@ caller computed them outside the differentiated function (or wrapped them in `st
 anything here.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -103,6 +105,12 @@ def clipped_value_loss(
     """
     near = value_old + jnp.clip(value - value_old, -clip, clip)
     return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(near - target))
+
+
+VALUE_LOSSES: dict[str, Callable[..., Array]] = {  # (value, value_old, target, clip) -> loss
+    "plain": lambda value, old, target, clip: value_loss(value, target),
+    "clipped": clipped_value_loss,
+}
 
 
 def cross_entropy(

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rljax.runs import mesh
-from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree, Task
+from rljax.runs import cycle, mesh
+from rljax.runs.cycle import finite, iteration_key
+from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree, Scores, Task
 
 EVALUATION = 2**31 - 1  # folded into the run key where training folds an iteration
 
@@ -41,6 +42,9 @@ class Program(NamedTuple):
     compile_seconds: Callable[[], float]  # spent so far
     memory_bytes: Callable[[], int]  # of the training program per device: arguments, outputs and temporaries
     mapping: str  # how, in words
+    # (states, salt) -> rollout, Scores and advantages (S, B, T) of a cycle that is not learnt from; None
+    # where nothing is rewarded
+    inspect: Callable[[PyTree, int], tuple[PyTree, Scores, Array]] | None = None
 
 
 def run(algorithm: Algorithm, key: Key, state: PyTree, num_iterations: int) -> tuple[PyTree, PyTree]:
@@ -53,11 +57,6 @@ def run(algorithm: Algorithm, key: Key, state: PyTree, num_iterations: int) -> t
         return algorithm.step(iteration_key(key, state.iteration, 0), state)
 
     return jax.lax.scan(body, state, None, num_iterations)
-
-
-def iteration_key(run_key: Key, iteration: Array, retry: Array | int) -> Key:
-    """The key of one cycle; a rollback after NaN raises `retry`."""
-    return jax.random.fold_in(jax.random.fold_in(run_key, iteration), retry)
 
 
 def strong(config: Any) -> Any:
@@ -128,6 +127,7 @@ def build(
     per_member, everywhere = (NamedSharding(grid, PartitionSpec(*axes)) for axes in (("member",), ()))
     place = lambda tree: jax.device_put(jax.tree.map(lambda x: x[index], tree), per_member)
     share = lambda tree: jax.device_put(tree, everywhere)
+    fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree))
 
     base, frozen = share(strong(config)), share(frozen)
     varied = place({name: np.asarray(values, np.float32) for name, values in swept.items()})
@@ -149,8 +149,7 @@ def build(
         def body(_: Array, carry: tuple) -> tuple:
             state, sums, bad = carry
             following, metrics = step(iteration_key(key, state.iteration, shared[3]), state)
-            finite = jnp.stack([jnp.isfinite(mean.total) for mean in metrics]).all()
-            bad = jnp.where((bad < 0) & ~finite, state.iteration, bad)
+            bad = jnp.where((bad < 0) & ~finite(metrics), state.iteration, bad)
             return following, jax.tree.map(jnp.add, sums, metrics), bad
 
         return jax.lax.fori_loop(0, shared[2], body, (state, zeros, jnp.int32(-1)))
@@ -161,11 +160,13 @@ def build(
         built = algorithm(shared, varied)
         if isinstance(world, Task):
             assert built.measure is not None, "an algorithm that learns a Task has a measure"
-            losses, tokens = built.measure(state, count)
-            return losses, tokens, jnp.ones(losses.shape, bool)
+            sums, number = built.measure(state, count)
+            return sums, number, jnp.isfinite(sums)
         key = jax.random.fold_in(jax.random.fold_in(key, EVALUATION), shared[2])
         return episodes(world, built.policy(state), key, count, shared[3])
 
+    over = lambda function: _over_members(function, kind, grid)
+    split, rewarded = cycle.parts(algorithm), cycle.on_host(world)
     spent = [0.0]
 
     def compiled(
@@ -173,39 +174,81 @@ def build(
     ) -> Any:
         if (name, padded) not in cache:
             begun = time.perf_counter()
-            whole = jax.jit(
-                _over_members(function, kind, grid), donate_argnums=donate, out_shardings=per_member
-            )
+            whole = jax.jit(over(function), donate_argnums=donate, out_shardings=per_member)
             cache[name, padded] = whole.lower(*arguments).compile(mesh.compiler_options(devices[0]))
             spent[0] += time.perf_counter() - begun
         return cache[name, padded]
 
+    def placed(shapes: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=per_member), shapes)
+
     def shapes() -> PyTree:
-        found = jax.eval_shape(_over_members(init, kind, grid), (base, frozen), varied, init_keys)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=per_member), found)
+        return placed(jax.eval_shape(over(init), (base, frozen), varied, init_keys))
 
     def start() -> PyTree:
         arguments = ((base, frozen), varied, init_keys)
         return compiled("init", init, arguments)(*arguments)
 
     def go(states: PyTree, n: int, retry: int = 0, learn: PyTree = None) -> tuple[PyTree, PyTree, Array]:
+        if rewarded is not None:
+            return cycles(states, n, retry)
         given = frozen if learn is None else frozen | {"learn": learn}
         shared = (base, given, *share((np.int32(n), np.int32(retry), states.iteration[0])))
         arguments = (shared, varied, run_keys, states)
         return compiled("advance", advance, arguments, donate=(3,))(*arguments)
 
+    def halves(states: PyTree, iteration: Any, retry: int) -> tuple[tuple, Any, Any]:
+        """The arguments and the programs of a cycle with the host in its middle."""
+        shared = (base, frozen, *share((np.int32(0), np.int32(retry), iteration)))
+        arguments = (shared, varied, run_keys, states)
+        sample = compiled("sample", split.sample, arguments)
+        like = jax.eval_shape(over(split.sample), *arguments)
+        return arguments, sample, compiled("learn", split.learn, (*arguments, *placed(like)), donate=(3,))
+
+    def cycles(states: PyTree, n: int, retry: int) -> tuple[PyTree, PyTree, Array]:
+        """`go` with the host between the two programs of a cycle."""
+        assert rewarded is not None
+        first = int(states.iteration[0])
+        arguments, _, _ = halves(states, np.int32(first), retry)
+        like = jax.eval_shape(over(split.sample), *arguments)
+        metrics = jax.eval_shape(over(split.learn), *arguments, *like)[1]
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        bad = np.full(padded, -1, np.int32)
+        for iteration in range(first, first + n):
+            arguments, sample, learn = halves(states, np.int32(iteration), retry)
+            rollout, scores = sample(*arguments)
+            scores = place(rewarded(*fetch((rollout, scores))))
+            states, metrics, fine = learn(*arguments, rollout, scores)
+            sums = jax.tree.map(jnp.add, sums, metrics)
+            bad = np.where((bad < 0) & ~np.asarray(fine), np.int32(iteration), bad)
+        return states, sums, jnp.asarray(bad)
+
+    def inspect(states: PyTree, salt: int) -> tuple[PyTree, Scores, Array]:
+        shared = (base, frozen, *share((np.int32(salt), np.int32(0), states.iteration[0])))
+        arguments = (shared, varied, run_keys, states)
+        rollout, scores = compiled("show", split.show, arguments)(*arguments)
+        if rewarded is not None:
+            scores = place(rewarded(*fetch((rollout, scores))))
+        arguments = (*arguments, rollout, scores)
+        return rollout, scores, compiled("advantage", split.advantage, arguments)(*arguments)
+
     def judge(states: PyTree, salt: int, count: int, greedy: bool = True) -> tuple[Array, Array, Array]:
+        if rewarded is not None and isinstance(world, Task):
+            shared = (base, frozen, *share((np.int32(0), np.int32(0), states.iteration[0])))
+            arguments, best = (shared, varied, run_keys, states), functools.partial(split.greedy, count)
+            rollout, scores = fetch(compiled(("greedy", count), best, arguments)(*arguments))
+            return place(cycle.judged(world, rollout, rewarded(rollout, scores)))
         shared = (base, frozen, *share((np.uint32(salt), np.bool_(greedy))))
         arguments = (shared, varied, run_keys, states)
         return compiled(("evaluate", count), functools.partial(evaluate, count), arguments)(*arguments)
 
     def memory() -> int:
-        shared = (base, frozen, *share((np.int32(0), np.int32(0), np.int32(0))))
-        analysis = compiled(
-            "advance", advance, (shared, varied, run_keys, shapes()), donate=(3,)
-        ).memory_analysis()
-        sizes = analysis.argument_size_in_bytes, analysis.output_size_in_bytes, analysis.temp_size_in_bytes
-        return sum(sizes) - analysis.alias_size_in_bytes  # donated states are argument and output
+        if rewarded is not None:
+            programs = halves(shapes(), np.int32(0), 0)[1:]
+        else:
+            shared = (base, frozen, *share((np.int32(0), np.int32(0), np.int32(0))))
+            programs = [compiled("advance", advance, (shared, varied, run_keys, shapes()), donate=(3,))]
+        return max(map(needed, programs))
 
     return Program(
         init=start,
@@ -213,12 +256,20 @@ def build(
         evaluate=judge,
         place=place,
         share=share,
-        fetch=lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree)),
+        fetch=fetch,
         unhost=lambda tree: jax.tree.map(unhosted, tree, shapes()),
         compile_seconds=lambda: spent[0],
         memory_bytes=memory,
+        inspect=inspect if isinstance(world, Task) and world.rewards else None,
         mapping=f"{members} x seed, {kind} on {len(devices)} x {devices[0].platform}",
     )
+
+
+def needed(program: Any) -> int:
+    """Bytes of a compiled program on each device: arguments, outputs and temporaries."""
+    told = program.memory_analysis()
+    sizes = told.argument_size_in_bytes, told.output_size_in_bytes, told.temp_size_in_bytes
+    return sum(sizes) - told.alias_size_in_bytes  # donated states are argument and output
 
 
 def hosted(tree: PyTree) -> PyTree:
@@ -256,9 +307,12 @@ def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callabl
 
 
 def totals(metrics: PyTree) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Fetched metrics as name -> (total, count), each (S,) in float64, to be added up on the host."""
-    return {
-        name: (np.asarray(mean.total, np.float64), np.asarray(mean.count, np.float64))
-        for name, mean in metrics._asdict().items()
-        if isinstance(mean, Mean)
-    }
+    """Fetched metrics as name -> (total, count), each (S,) in float64, to be added up on the host; those in a
+    dict are called field/name.
+    """
+    flat: dict[str, Mean] = {}
+    for name, value in metrics._asdict().items():
+        own = isinstance(value, dict)
+        flat |= {f"{name}/{key}": mean for key, mean in value.items()} if own else {name: value}
+    wide = lambda x: np.asarray(x, np.float64)
+    return {name: (wide(mean.total), wide(mean.count)) for name, mean in flat.items()}

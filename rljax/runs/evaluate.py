@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rljax import checks
+from rljax import algorithms, checks
 from rljax.runs import checkpoint, engine, load, statistics
 from rljax.types import Env, LanguageModel, Network, Task
 
@@ -35,8 +35,9 @@ def evaluate(
         checkpoint_iteration: None takes the newest complete checkpoint.
         env, network: where the run was made with ones of your own.
 
-    Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}; of a Task {"loss"} of
-    `episodes` held-out rows in place of the first two.
+    Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
+    rewarded these are of greedy completions of held-out prompts, at most `episodes`; of other text {"loss"}
+    or {"accuracy"} of as many held-out rows takes the place of the first two.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -57,19 +58,24 @@ def evaluate(
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
     states = program.place(program.unhost(checkpoint.rebuild(template, arrays, restored.path)))
     returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
-    if isinstance(found.env, Task):
+    headline = algorithms.headline(told["algorithm"])
+    if headline != "return":
         means = returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64)
         return {
-            "loss": statistics.headline(means.tolist(), returns.shape[1]),
+            headline: statistics.headline(means.tolist(), returns.shape[1]),
             "iteration": restored.iteration,
             "device": jax.local_devices()[0].platform,
         }
+    if isinstance(found.env, Task) and not greedy:
+        raise ValueError("held-out completions are greedy: leave out --sampled")
+    if isinstance(found.env, Task) and not complete.all():
+        raise checks.RunError(f"{(~complete).sum()} of {complete.size} completions could not be scored")
     if not complete.all():
         raise checks.RunError(
             f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end "
             "within 100,000 steps; give the environment a time limit (rljax.envs.wrappers.time_limit)"
         )
-    summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), episodes)
+    summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), values.shape[1])
     return {
         "return": summarise(returns.astype(np.float64)),
         "episode_length": summarise(lengths.astype(np.float64)),

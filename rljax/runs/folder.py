@@ -19,7 +19,7 @@ import numpy as np
 
 from rljax.checks import RunError, show
 from rljax.runs.checkpoint import sha256_of, write_json
-from rljax.types import Feed, Task
+from rljax.types import Feed, Preferences, Prompts, Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "config.json",
@@ -33,6 +33,7 @@ FROZEN = {
     "learn": "the text to learn is",
     "held_out": "the held-out text is",
     "params": "the parameters to start from are",
+    "rewards": "the reward model is",
 }
 
 
@@ -53,7 +54,7 @@ def describe(
     own_model = setup.own_env and isinstance(setup.env, Task) and setup.env.model is not None
     return {
         "algorithm": setup.algorithm,
-        **(_task(setup.env) if isinstance(setup.env, Task) else _env(setup)),
+        **(_task(setup) if isinstance(setup.env, Task) else _env(setup)),
         "config": values | {name: plain(column) for name, column in swept.items()},
         "swept": list(swept),
         "seeds": seeds,
@@ -73,11 +74,17 @@ def _env(setup: Any) -> dict[str, Any]:
     return {"env": setup.env_name, "env_arguments": arguments}
 
 
-def _task(task: Task) -> dict[str, Any]:
+def _task(setup: Any) -> dict[str, Any]:
+    task, problem = setup.env, setup.env.problem
+    arguments: dict[str, Any] = {} if problem is None else dict(problem.arguments or {})
+    rows = isinstance(task.learn, Prompts | Preferences)
     return {
         "task": task.name,
+        "task_arguments": {name: plain(value) for name, value in arguments.items()} or None,
+        "start": None if setup.start is None else setup.start._asdict(),
         "corpus": None if task.corpus is None else task.corpus.recorded(),
         "vocab_size": task.vocab_size,
+        "length": task.learn.tokens.shape[1] + task.max_new_tokens if rows else setup.config.length,
     }
 
 
@@ -110,7 +117,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first thing that keeps a run described by `new` from continuing the one described by `old`, or
     None.
     """
-    for name in ("algorithm", "env", "env_arguments", "task", "vocab_size", "seeds"):
+    same = "algorithm", "env", "env_arguments", "task", "task_arguments", "start", "vocab_size", "seeds"
+    for name in same:
         if old.get(name) != new.get(name):
             return f"{name} is {old.get(name)} there and {new.get(name)} here"
     for name, value in new["config"].items():

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
-from rljax.runs import checkpoint, engine, folder, presets
+from rljax.runs import checkpoint, engine, folder, presets, problems
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
-    from rljax.text import Corpus
+    from rljax.text import Corpus, Problem
 
 # Config fields that decide what is read of a corpus.
 READ = ("length", "batch_size", "dtype", "architecture")
@@ -34,6 +34,7 @@ class Setup(NamedTuple):
     config: Any
     preset: bool
     own_env: bool = False  # an Env or a Task of the user's, which its name does not bring back
+    start: problems.Start | None = None  # of a problem: where the parameters are from
 
 
 class Loaded(NamedTuple):
@@ -49,7 +50,7 @@ class Loaded(NamedTuple):
 
 def setup(
     algorithm: str,
-    env: str | Env | Task | Corpus,
+    env: str | Env | Task | Corpus | Problem,
     config: Any,
     steps: float | None,
     env_arguments: dict[str, Any],
@@ -59,17 +60,19 @@ def setup(
 
     Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
-    from rljax.text import Corpus
+    from rljax.text import Corpus, Problem
 
     module = algorithms.get(algorithm)
-    if isinstance(env, Task | Corpus) != (algorithm in algorithms.TEXT):
-        needs = "an environment"
-        if algorithm in algorithms.TEXT:
-            needs = "text to learn from, a rljax.text.Corpus or a rljax.types.Task"
-        given = f"{env!r} is a name" if isinstance(env, str) else f"{env.name} is a {type(env).__name__}"
-        raise ValueError(f"{algorithm} needs {needs}; {given}")
-    own = not isinstance(env, str)
-    if own and env_arguments:
+    text = algorithm in algorithms.TEXT
+    if not isinstance(env, str) and isinstance(env, Task | Corpus | Problem) != text:
+        needs = "a task, a rljax.text.Problem or its name" if text else "an environment"
+        raise ValueError(f"{algorithm} needs {needs}; {env.name} is a {type(env).__name__}")
+    if isinstance(env, Corpus) and not hasattr(module, "read"):
+        raise ValueError(
+            f"{algorithm} needs a task, a rljax.text.Problem or its name; {env.name} is a Corpus"
+        )
+    own = not isinstance(env, str) and getattr(env, "arguments", None) is None
+    if not isinstance(env, str) and env_arguments:
         raise ValueError("env_arguments go with the name of an environment, not with what is already made")
     try:
         json.dumps(env_arguments, allow_nan=False)
@@ -77,7 +80,9 @@ def setup(
         raise ValueError(
             f"env_arguments {env_arguments} cannot be written to config.json ({error}): pass an Env instead"
         ) from error
-    world = envs.make(env, **env_arguments) if isinstance(env, str) else env
+    world: Any = env
+    if isinstance(env, str):
+        world = problems.named(env, env_arguments) if text else envs.make(env, **env_arguments)
     name = env if isinstance(env, str) else env.name
     preset = False
     if config is None or isinstance(config, Mapping):
@@ -92,6 +97,8 @@ def setup(
     checks.number(config, "total_steps", low=0, open_low=True)
     if isinstance(world, Corpus):
         world, own = module.read(world, config), False
+    if isinstance(world, Problem):
+        world, config = problems.world(world, algorithm, config)
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
 
 
@@ -109,6 +116,12 @@ def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
     same = all(getattr(config, name, None) == getattr(setup.config, name, None) for name in READ)
     if isinstance(env, Task) and env.corpus is not None and not same:
         env = setup.module.read(env.corpus, config)
+    if isinstance(env, Task) and env.problem is not None and not same:
+        changed = [name for name in problems.SIZES if name in static]
+        if changed and setup.start is not None:
+            raise ValueError(
+                f"{setup.algorithm}.Config.{changed[0]} is that of the model to begin with: train apart"
+            )
     return setup._replace(config=config, env=env)
 
 
@@ -142,13 +155,15 @@ def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
 
 
 def description(
-    run: Path | str, env: Env | Task | None = None, network: Network | LanguageModel | None = None
+    run: Path | str, env: Env | Task | Problem | None = None, network: Network | LanguageModel | None = None
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
     """A run's config.json, its set-up, and what differs between its members (field -> list).
 
     Raises: ValueError where the run was made with an Env or Network of the user's own that is not given, or
     where the text of a task or the parameters that it starts from are no longer the same; FileNotFoundError.
     """
+    from rljax.text import Problem
+
     told = folder.read(run)
     for name, given in (("env", env), ("network", network)):
         if name in told["own"] and given is None:
@@ -156,18 +171,27 @@ def description(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
     module, config, swept = configured(run, told)
+    start = problems.Start(**told["start"]) if told.get("start") else None
     world = _world(told, module, config) if env is None else env
+    if isinstance(world, Problem):
+        world = problems.started(world, start, config, Path(run))
+        world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
     if isinstance(world, Task) and (wrong := folder.changed(told, folder.sums(world))):
         raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
     arguments = told.get("env_arguments", {})
-    found = Setup(told["algorithm"], module, folder.world(told), world, arguments, config, told["preset"])
+    found = Setup(
+        told["algorithm"], module, folder.world(told), world, arguments, config, told["preset"], start=start
+    )
     return told, found, swept
 
 
-def _world(told: dict[str, Any], module: ModuleType, config: Any) -> Env | Task:
+def _world(told: dict[str, Any], module: ModuleType, config: Any) -> Any:
     """What a run was trained on, made or read again."""
+    if told.get("task_arguments"):
+        arguments = dict(told["task_arguments"])
+        return problems.named(arguments.pop("name"), arguments)
     if "task" in told:
         from rljax.text import Corpus
 
@@ -195,7 +219,7 @@ def load(
     run: Path | str,
     member: int = 0,
     checkpoint_iteration: int | None = None,
-    env: Env | Task | None = None,
+    env: Env | Task | Problem | None = None,
     network: Network | LanguageModel | None = None,
 ) -> Loaded:
     """One member of a run: pass `env` and `network` where the run was made with ones of your own.

@@ -270,6 +270,15 @@ class Progress(_Closing):
         elif self._enabled:
             self._print(text)
 
+    def show(self, renderable: Any) -> None:
+        """Something of `rich`, above the bar."""
+        from rich.console import Console
+
+        if self._live is not None:
+            self._live.console.print(renderable)
+        elif self._enabled:
+            Console(file=self._stream, width=120).print(renderable)
+
     def close(self) -> None:
         """Draws the last state. A second call does nothing."""
         if self._live is not None:

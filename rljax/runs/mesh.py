@@ -118,3 +118,18 @@ def shardings(
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(place, shapes, axes)
+
+
+def free_bytes() -> float:
+    """Memory that one device has to give, in bytes."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"] - stats["bytes_in_use"])
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable"))
+        return float(available.split()[1]) * 1024 / jax.local_device_count()
+    except (OSError, StopIteration):
+        return float(2**33)

@@ -21,14 +21,18 @@ from rljax.text.decoding import bare
 from rljax.types import LanguageModel, PyTree, Reward
 
 REWARD_MODEL = "reward_model"
-UNLIMITED = 2**30  # positions, for a model whose Config does not say how many it needs
 
 
 def language_model(
-    run: Path | str, member: int = 0, checkpoint_iteration: int | None = None, dtype: Any = jnp.float32
+    run: Path | str,
+    member: int = 0,
+    checkpoint_iteration: int | None = None,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = None,
 ) -> Pretrained:
-    """(model, params, tokenizer, generation) of one member of a run of pretrain or sft, with activations and
-    parameters in `dtype`. What adapts a base is merged into it, which is read where the run found it.
+    """(model, params, tokenizer, generation) of one member of a run of text, with activations in `dtype` and
+    parameters in `param_dtype`, None the same. What adapts a base is merged into it, which is read where the
+    run found it.
 
     Where the model that the run began with says no stop tokens, the tokenizer's end token is one.
 
@@ -42,11 +46,16 @@ def language_model(
     config = _config(run, told, member)
     model, generation = _model(Path(run), told, config, dtype)
     restored = load.saved(run, checkpoint_iteration)
-    params = _params(run, told, model, config, _member(restored, "params.", member), restored.path)
+    inside = (
+        "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
+    )
+    trained = _member(restored, inside, member)
+    params = _params(run, told, model, config, trained, restored.path)
     tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
     if not generation.stop_ids and tokenizer.eos_id is not None:
         generation = generation._replace(stop_ids=(tokenizer.eos_id,))
-    return Pretrained(model, jax.tree.map(lambda x: jnp.asarray(x, dtype), params), tokenizer, generation)
+    params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
+    return Pretrained(model, params, tokenizer, generation)
 
 
 def load_reward(
@@ -144,8 +153,7 @@ def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[La
     if "model" in told["own"]:
         raise ValueError(f"{run} has a model of your own that no checkpoint describes: use it from Python")
     config = config.replace(dtype=jnp.dtype(dtype).name)
-    length = getattr(config, "length", UNLIMITED)
-    return language_models.language_model(told["vocab_size"], config, length), Generation()
+    return language_models.language_model(told["vocab_size"], config, told["length"]), Generation()
 
 
 def _params(
@@ -168,13 +176,19 @@ def _params(
 
 
 def _base(run: Path | str, told: dict[str, Any], given: PyTree) -> PyTree:
-    source = "base" if given is not None else (told["corpus"] or {}).get("model")
-    if not source:
+    start = told.get("start")
+    source = start["source"] if start else (told["corpus"] or {}).get("model")
+    if given is not None:
+        source, base = "base", given
+    elif not source:
         raise ValueError(
             f"{run} adapts parameters that Python gave: merge them with models.adapters.bake, or where there "
             "is base=, give them"
         )
-    base = huggingface.load(source, param_dtype=jnp.float32).params if given is None else given
+    elif start and start["kind"] == "run":
+        base = language_model(Path(run) / source, start["member"]).params
+    else:
+        base = huggingface.load(source, param_dtype=jnp.float32).params
     if checkpoint.sha256_of(base) != told["frozen"]["params"]:
         raise ValueError(f"{source} is no longer the model that {run} adapts (by sha256)")
     return base

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax import checks
+from rljax import algorithms, checks
 from rljax.checks import RunError
-from rljax.runs import checkpoint, folder, load, log, statistics
+from rljax.runs import checkpoint, folder, load, log, samples, statistics
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
 from rljax.runs.loop import NotFinite, Row
 from rljax.types import PyTree, Task
 
-TRAINING = {"return": "episode_return", "loss": "loss"}  # the metric of training beside each headline
+# The metrics of training beside each headline, of which an algorithm has one.
+TRAINING = {"return": ("episode_return", "reward"), "loss": ("loss",), "accuracy": ("accuracy",)}
 
 
 class Result(NamedTuple):
@@ -40,6 +41,8 @@ class Options(NamedTuple):
     evaluate_every: int = 0  # iterations; 0: only at the end
     evaluation_episodes: int = 128  # of a Task: held-out rows
     log_every: int = 0  # iterations; 0: about a hundred rows per run
+    samples_every: int = 0  # iterations between tables of sampled completions; 0: none
+    samples: int = 4  # completions of each seed in such a table
     tensorboard: bool = False
     wandb: bool = False
     progress: bool = True
@@ -54,7 +57,8 @@ def options_from(given: dict[str, Any]) -> Options:
         if name not in Options._fields:
             raise ValueError(f"train has no option {name}{checks.suggest(name, Options._fields)}")
     options = Options(**given)
-    lowest = {"checkpoint_every": 0, "evaluate_every": 0, "log_every": 0, "keep": 1, "evaluation_episodes": 1}
+    lowest = dict.fromkeys(("checkpoint_every", "evaluate_every", "log_every", "samples_every"), 0)
+    lowest |= dict.fromkeys(("keep", "evaluation_episodes", "samples"), 1)
     for name, low in lowest.items():
         value = getattr(options, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -82,7 +86,7 @@ class Recorder:
         self.feeder = feeder
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
         self.seeds = description["seeds"]
-        self.headline = "loss" if isinstance(setup.env, Task) else "return"
+        self.headline = algorithms.headline(setup.algorithm)
         self.per_iteration = setup.config.steps_per_iteration
         self.initial = setup.config.initial_steps
         self.iteration = restored.iteration if restored else 0
@@ -109,7 +113,7 @@ class Recorder:
 
     def tick(self, iteration: int, seconds: float, metrics: dict[str, np.ndarray]) -> None:
         if not self.options.evaluate_every:
-            self.see(metrics.get(TRAINING[self.headline]))
+            self.see(next((metrics[name] for name in TRAINING[self.headline] if name in metrics), None))
         speed = self.rate(iteration, self.before[1] + seconds)
         self.bar.update(self.steps(iteration), speed, self.score(), self.headline)
 
@@ -139,8 +143,24 @@ class Recorder:
         self.rows.append(content)
         for writer in self.writers:
             writer.write(content)
+        if self.due(self.options.samples_every):
+            self.show(states)
         if self.due(self.options.checkpoint_every):
             self.save(states)
+
+    def show(self, states: PyTree) -> None:
+        """Completions of a cycle that is not learnt from: those of the first seed on the terminal, of all in
+        samples.jsonl.
+        """
+        if self.program.inspect is None or not isinstance(self.setup.env, Task):
+            return
+        rollout, scores, advantage = self.program.fetch(self.program.inspect(states, self.iteration))
+        number = self.options.samples
+        content = samples.rows(self.setup.env, rollout, scores, advantage, self.seeds, number)
+        if self.run is not None:
+            samples.write(self.run, self.iteration, content)
+        first = [row for row in content if row["seed"] == self.seeds[0]]
+        self.bar.show(samples.table(self.iteration, first[:number]))
 
     def due(self, every: int) -> bool:
         return every > 0 and self.iteration % every == 0
@@ -159,12 +179,12 @@ class Recorder:
         """
         evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
         returns, lengths, complete = self.program.fetch(evaluated)
-        if self.headline == "loss":
+        if self.headline != "return":
             return returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64), returns.shape[1]
         if not complete.all():
-            self.bar.say(
-                f"{(~complete).sum()} evaluation episodes did not end within 100,000 steps and are left out"
-            )
+            text = isinstance(self.setup.env, Task)
+            what = "completions could not be scored" if text else "episodes did not end within 100,000 steps"
+            self.bar.say(f"{(~complete).sum()} evaluation {what} and are left out")
         means = [
             row[ok].mean(dtype=np.float64) if ok.any() else np.nan
             for row, ok in zip(returns, complete, strict=True)

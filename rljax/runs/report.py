@@ -23,6 +23,9 @@ _QUANTITIES = {  # of a curve, in the order of preference, with the label of its
     "evaluation_return": "return of the greedy policy",
     "episode_return": "return of training episodes",
     "evaluation_loss": "loss of held-out text (nats per token)",
+    "reward": "reward of sampled completions",
+    "evaluation_accuracy": "accuracy on held-out preferences",
+    "accuracy": "accuracy on preferences that are learnt",
     "loss": "loss of the text that is learnt (nats per token)",
 }
 

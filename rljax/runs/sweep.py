@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rljax import checks
-from rljax.runs import engine, folder, load, record
-from rljax.runs.train import train_members
+from rljax.runs import engine, folder, load, mesh, problems, record
+from rljax.runs.train import begin, train_members
 from rljax.types import Env, LanguageModel, Network, Task
 
 if TYPE_CHECKING:
-    from rljax.text import Corpus
+    from rljax.text import Corpus, Problem
 
 LENGTH = "total_steps"  # a number, but members of one program all run equally long
 
@@ -44,7 +44,7 @@ class SweepResult(NamedTuple):
 
 def sweep(
     algorithm: str,
-    env: str | Env | Task | Corpus,
+    env: str | Env | Task | Corpus | Problem,
     grid: Mapping[str, Iterable[Any]],
     config: Any = None,
     *,
@@ -54,6 +54,10 @@ def sweep(
     out: Path | str | None = None,
     env_arguments: dict[str, Any] | None = None,
     network: Network | LanguageModel | None = None,
+    init: Path | str | None = None,
+    init_member: int | None = None,
+    model: str = "",
+    warm_up: float | None = None,
     memory_gigabytes: float | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -64,6 +68,7 @@ def sweep(
         config: the values of all other fields, as for `train`.
         memory_gigabytes: a program that would need more on a device is split into equal parts, run one after
             the other with the same compilation; None takes 80 % of what is free.
+        init, init_member, model, warm_up: on a task, as for `train`; all members begin alike.
         options: as for `train`.
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
@@ -79,11 +84,17 @@ def sweep(
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"the sweep of {field} is over {checks.show(values)}: must be a list of values")
     grid = {field: list(values) for field, values in grid.items()}
-    groups = plan(setup, grid, seeds, seed, network)
     run = None if out is None else Path(out)
     if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
         raise ValueError(f"{run} already holds a sweep or a run: choose another --out")
-    limit = free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
+    if isinstance(setup.env, Task) and setup.env.problem is not None:
+        start = problems.start_of(model, init, init_member)
+        check = lambda setup: plan(setup, grid, seeds, seed, network)
+        setup = begin(setup, start, warm_up, seed, out, chosen, check)
+    elif model or init is not None or warm_up is not None:
+        raise ValueError("init, model and warm_up of a sweep are of tasks of text: leave them out")
+    groups = plan(setup, grid, seeds, seed, network)
+    limit = mesh.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
     pieces: list[tuple[Part, dict[Any, Any]]] = []
     compilations = 0
     for group in groups:
@@ -95,6 +106,8 @@ def sweep(
     for index, (part, cache) in enumerate(pieces):
         name = f"part-{index:03d}"
         here = load.with_fields(setup, part.static)
+        if here.start is not None and here.start.kind == "run" and here.start.source == problems.WARM_UP:
+            here = here._replace(start=here.start._replace(source=f"../{problems.WARM_UP}"))
         try:
             result = train_members(
                 here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache
@@ -204,18 +217,3 @@ def _cut(part: Part, start: int, size: int) -> Part:
     return Part(
         part.static, {field: column[piece] for field, column in part.swept.items()}, part.seeds[piece]
     )
-
-
-def free_bytes() -> float:
-    """Memory that one device has to give, in bytes."""
-    import jax
-
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"] - stats["bytes_in_use"])
-    try:
-        with open("/proc/meminfo") as file:
-            available = next(line for line in file if line.startswith("MemAvailable"))
-        return float(available.split()[1]) * 1024 / jax.local_device_count()
-    except (OSError, StopIteration):
-        return float(2**33)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rljax.runs import checkpoint, engine, folder, load, log, loop
+import jax
+import jax.numpy as jnp
+
+from rljax import algorithms, checks
+from rljax.runs import checkpoint, engine, folder, load, log, loop, mesh, presets, problems
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
 from rljax.runs.record import Options, Recorder, Result, options_from
 from rljax.types import Env, Feed, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
-    from rljax.text import Corpus
+    from rljax.text import Corpus, Problem
 
 
 def train(
     algorithm: str,
-    env: str | Env | Task | Corpus,
+    env: str | Env | Task | Corpus | Problem,
     config: Any = None,
     *,
     seeds: int = 1,
@@ -29,6 +34,8 @@ def train(
     resume: bool = False,
     init: Path | str | None = None,
     init_member: int | None = None,
+    model: str = "",
+    warm_up: float | None = None,
     network: Network | LanguageModel | None = None,
     **options: Any,
 ) -> Result:
@@ -36,15 +43,19 @@ def train(
 
     Args:
         algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
-        env: a name for `envs.make`, or an Env of one's own; for "pretrain" and "sft" a Corpus or a Task.
+        env: a name for `envs.make`, or an Env of one's own; of text a name for `text.tasks.make`, a
+            text.Problem or a Task, for "pretrain" and "sft" also a Corpus.
         config: the algorithm's Config; None, or a dict of some fields, stands on the preset for this pair,
             else on the defaults.
         steps: replaces config.total_steps.
         out: the run folder; None keeps everything in memory. An existing run is not overwritten.
-        env_arguments: constructor arguments and parameters for `envs.make`.
+        env_arguments: constructor arguments and parameters for `envs.make`, or those of a task.
         resume: continue the run in `out` from its newest complete checkpoint, bit for bit.
         init: a run whose final parameters (and observation statistics) this one starts from; `init_member`
-            picks one for all.
+            picks one for all. On a task they are also the policy that a KL penalty is towards.
+        model: on a task, a folder or a repository of Hugging Face to start from, instead.
+        warm_up: on a task, the tokens for which `sft` trains a model of the Config's sizes where there is
+            neither `init` nor `model`; None: as many as its preset says.
         network: a Network of one's own, or for a Task a LanguageModel.
         options: the fields of `Options`.
 
@@ -57,6 +68,13 @@ def train(
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    if isinstance(setup.env, Task) and setup.env.problem is not None:
+        _free(None if out is None else Path(out), resume)
+        start = problems.start_of(model, init, init_member)
+        check = lambda setup: setup.module.make(setup.env, setup.config, network)
+        setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen, check), None, None
+    elif model or warm_up is not None:
+        raise ValueError("model and warm_up are of tasks of text: leave them out")
     return train_members(
         setup,
         {},
@@ -68,6 +86,56 @@ def train(
         network=network,
         options=chosen,
     )
+
+
+def begin(
+    setup: load.Setup,
+    start: problems.Start | None,
+    warm_up: float | None,
+    seed: int,
+    out: Path | str | None,
+    options: Options,
+    check: Callable[[load.Setup], Any],
+) -> load.Setup:
+    """A set-up on a problem with the model and parameters that it begins with, trained first where needed.
+
+    `check` is called with the set-up before anything is trained. Raises: what it raises; ValueError.
+    """
+    assert isinstance(setup.env, Task)
+    problem, run = setup.env.problem, None if out is None else Path(out)
+    if start is not None:
+        setup = setup._replace(config=problems.sized(setup.config, start))
+        problem = problems.started(problem, start, setup.config, None)
+    elif problems.wants_warm_up(setup.algorithm, problem):
+        blank = problems.blank(problem, setup.config)
+        task, config = problems.world(blank, setup.algorithm, setup.config)
+        check(setup._replace(env=task, config=config))
+        problem, start = _warm_up(setup, problem, warm_up, seed, run, options)
+        problem = problem if start is None else problems.started(problem, start, setup.config, run)
+    task, config = problems.world(problem, setup.algorithm, setup.config)
+    return setup._replace(env=task, config=config, start=start)
+
+
+def _warm_up(
+    setup: load.Setup, problem: Problem, tokens: float | None, seed: int, run: Path | None, options: Options
+) -> tuple[Problem, problems.Start | None]:
+    """`sft` on a problem's demonstrations: the run in RUN/sft, finished already or not, to start from;
+    without a folder the problem with its parameters.
+    """
+    there = None if run is None else run / problems.WARM_UP
+    if there is not None and (there / folder.SUMMARY).is_file():
+        return problem, problems.Start("run", problems.WARM_UP)
+    fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
+    config = (presets.preset("sft", problem.name) or {}) | fields
+    resume = there is not None and (there / folder.CONFIG).is_file()
+    options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
+    more = options._asdict()
+    done = train("sft", problem, config, steps=tokens, seed=seed, out=there, resume=resume, **more)
+    if there is not None:
+        return problem, problems.Start("run", problems.WARM_UP)
+    params = jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)
+    model = problems.blank(problem, setup.config).model
+    return problem._replace(model=model, params=params), None
 
 
 def train_members(
@@ -92,8 +160,9 @@ def train_members(
             f"{env.name} lives on the host and its state cannot be saved: "
             "leave out resume and checkpoint_every"
         )
-    if options.target_return is not None and isinstance(env, Task):
-        raise ValueError(f"target_return is of environments: {env.name} is text, and has a loss")
+    judged = algorithms.headline(setup.algorithm)
+    if options.target_return is not None and judged != "return":
+        raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} has a {judged}")
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total, network is not None)
     if run is not None and isinstance(env, Task):
@@ -107,6 +176,8 @@ def train_members(
         program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
+        if isinstance(env, Task) and not isinstance(env.learn, Feed):
+            bar.say(memory(program, title))
         states = _first_states(program, restored, init, init_member)
         feeder = _feeder(env, program, restored, total)
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
@@ -149,6 +220,18 @@ def train_members(
         return recorder.finish(states, compiled)
 
 
+def _free(run: Path | None, resume: bool) -> bool:
+    """Whether there is a run to be resumed. Raises: ValueError where the folder is taken."""
+    if run is None:
+        return False
+    exists = (run / folder.CONFIG).is_file()
+    if exists and not resume:
+        raise ValueError(f"{run} already holds a run: choose another --out, or continue it with --resume")
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--out {run} is a file: choose a folder")
+    return exists
+
+
 def _previous(
     run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress
 ) -> checkpoint.Restored | None:
@@ -157,13 +240,8 @@ def _previous(
         if resume:
             raise ValueError("resume needs a run folder: give --out")
         return None
-    exists = (run / folder.CONFIG).is_file()
-    if exists and not resume:
-        raise ValueError(f"{run} already holds a run: choose another --out, or continue it with --resume")
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"--out {run} is a file: choose a folder")
     restored = None
-    if exists:
+    if _free(run, resume):
         if wrong := folder.difference(folder.read(run), description):
             raise ValueError(
                 f"--resume cannot continue {run}: {wrong}; "
@@ -180,6 +258,17 @@ def _previous(
     if retry := load.retries(run):
         bar.say(f"taken up again after NaN, time {retry}: with other random numbers")
     return restored
+
+
+def memory(program: Program, title: str) -> str:
+    """What a run needs of memory, in words. Raises: RunError where there is less, before it starts."""
+    needed, free = program.memory_bytes() / 2**30, mesh.free_bytes() / 2**30
+    if needed > free:
+        raise checks.RunError(
+            f"{title} needs {needed:.1f} GiB on each device, of which {free:.1f} are free: raise num_micro, "
+            'lower chunk, batch_size, num_prompts or max_new_tokens, train "lora", or take fewer seeds'
+        )
+    return f"needs {needed:.2g} of {free:.3g} GiB on each device"
 
 
 def _feeder(

@@ -1,6 +1,6 @@
 """The world of text: tokenizers, data, pretrained models with theirs, and generation."""
 
-from rljax.text import data, rewards
+from rljax.text import data, rewards, tasks
 from rljax.text.buckets import decode_many
 from rljax.text.byte_pairs import byte_pair_tokenizer
 from rljax.text.corpus import Corpus
@@ -10,6 +10,7 @@ from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
 from rljax.text.problem import Problem, problem
 from rljax.text.score import score
 from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_vocabulary
+from rljax.text.words import word_tokenizer
 
 __all__ = [
     "Chat",
@@ -31,4 +32,6 @@ __all__ = [
     "rewards",
     "score",
     "stream",
+    "tasks",
+    "word_tokenizer",
 ]

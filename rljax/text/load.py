@@ -12,6 +12,7 @@ from rljax.models import huggingface as checkpoints
 from rljax.text import huggingface
 from rljax.text.pieces import load_pieces
 from rljax.text.tokenizer import CHARACTERS_FILE, Tokenizer, check_vocabulary, load_characters
+from rljax.text.words import WORDS_FILE, load_words
 from rljax.types import LanguageModel, PyTree
 
 
@@ -63,6 +64,8 @@ def load_tokenizer(
     if path.is_dir():
         if (path / CHARACTERS_FILE).is_file():
             return load_characters(path)
+        if (path / WORDS_FILE).is_file():
+            return load_words(path)
         if any((path / name).is_file() for name in huggingface.FILES):
             return huggingface.load_folder(path, chat_template)
         binary = sorted(path.glob("tok*.bin"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax import algorithms, dpo, grpo, kto, reward_model, text
+from rljax import algorithms, dpo, grpo, reward_model, text
 from rljax.algorithms import judgements
 from rljax.models.language_models import language_model
 from rljax.text import data, rewards
@@ -18,6 +18,7 @@ from tests.algorithms.tasks import (
     PREFERRING,
     SCORING,
     VOCABULARY,
+    judged,
     preferences_task,
     started_task,
     tuning,
@@ -294,12 +295,14 @@ def test_a_tie_is_shared() -> None:
         ("reward_model", {"architecture": "t5", "num_micro": 1}),
         ("dpo", {}),
         ("dpo", {"architecture": "gru", "loss": "ipo", "num_micro": 1}),
-        ("kto", {"train": "lora", "alpha": 32.0}),
+        ("kto", {}),
+        ("kto", {"train": "lora", "patterns": ("attention/*", "mlp/*"), "learning_rate": 0.05}),
     ],
 )
 def test_a_preference_that_can_be_told_is_learnt(name: str, fields: dict[str, Any]) -> None:
     task = started_task(architecture=fields.get("architecture", "llama"))
-    config = config_of(name, batch_size=8, total_steps=8 * 100, **fields)
+    task = task._replace(learn=judged(400, seed=1))
+    config = config_of(name, batch_size=16, total_steps=16 * 100, **fields)
 
     @jax.jit
     def train(frozen: Any, key: Any) -> Any:
@@ -376,12 +379,12 @@ def test_an_ensemble_is_the_mean_the_least_or_less_than_the_mean() -> None:
     samples = jax.tree.map(lambda x: x[0], states.samples)
     alone = np.stack([scored(model, jax.tree.map(lambda x, i=i: x[i], params), samples) for i in range(3)])
     assert np.abs(alone[0] - alone[1]).max() > 0.1
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    np.testing.assert_allclose(scored(model, params, samples), alone.mean(0), **close)
-    np.testing.assert_allclose(scored(model, params, samples, ensemble="min"), alone.min(0), **close)
-    np.testing.assert_allclose(
-        scored(model, params, samples, pessimism=0.5), alone.mean(0) - 0.5 * alone.std(0), **close
-    )
+    for options, expected in (
+        ({}, alone.mean(0)),
+        ({"ensemble": "min"}, alone.min(0)),
+        ({"pessimism": 0.5}, alone.mean(0) - 0.5 * alone.std(0)),
+    ):
+        np.testing.assert_allclose(scored(model, params, samples, **options), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_reward_model_scores_inside_the_program_of_grpo() -> None:
@@ -394,8 +397,7 @@ def test_a_reward_model_scores_inside_the_program_of_grpo() -> None:
         *("ones", VOCABULARY, prompts, prompts, judged.params),
         rewards=(reward,), max_new_tokens=5, stop_ids=(0,),
     )  # fmt: skip
-    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_prompts": 2, "group_size": 2}
-    config = grpo.Config(**sizes)
+    config = grpo.Config(hidden_size=16, num_layers=1, num_heads=2, num_prompts=2, group_size=2)
 
     def step(frozen: Any, state: Any) -> Any:
         algorithm = grpo.make(task, config, None, frozen)
@@ -474,7 +476,12 @@ def test_a_reward_model_that_cannot_judge_a_task_is_refused() -> None:
         rewards.of_model("x", model, params)
     assert "\n" not in str(caught.value)
     fitted = params | {"gain": 1.0, "bias": 0.0}
-    for options, says in (({"ensemble": "max"}, "ensemble"), ({"pessimism": -1.0}, "pessimism = -1")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"ensemble": "max"}, "ensemble = 'max'"),
+        ({"pessimism": -1.0}, "pessimism = -1"),
+        ({"pessimism": 1.0, "ensemble": "min"}, "0 where ensemble"),
+    ]
+    for options, says in wrong:
         with pytest.raises(ValueError, match=says):
             rewards.of_model("x", model, fitted, **options)
     with pytest.raises(ValueError, match="one first axis"):
@@ -489,7 +496,7 @@ def test_a_reward_model_that_cannot_judge_a_task_is_refused() -> None:
     digits, letters = text.character_tokenizer("0123456789"), text.character_tokenizer("abcdefghij")
     rewards.check(task(None))
     rewards.check(task(digits, digits.vocab_size, text.character_tokenizer("0123456789")))
-    for wrong in (task(None, 50), task(digits, digits.vocab_size, letters), task(digits, 50)):
+    for other in (task(None, 50), task(digits, digits.vocab_size, letters), task(digits, 50)):
         with pytest.raises(ValueError, match="reward x has another vocabulary") as caught:
-            rewards.check(wrong)
+            rewards.check(other)
         assert "\n" not in str(caught.value)

@@ -1,0 +1,146 @@
+"""What an algorithm of text learns from a problem, and where the parameters that it begins with come from.
+
+RL and preferences begin with a model that can do a little of the task already: that of a run (--init), of a
+folder or a repository (--model), or where neither is given, one of the Config's sizes that `sft` trains first
+on the task's demonstrations, in the same folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rljax import algorithms, checks
+from rljax.runs import folder, pretrained
+from rljax.types import PyTree, Task
+
+SIZES = (
+    "architecture",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "dtype",
+)  # of a model that the Config makes
+WARM_UP = "sft"  # the folder, in that of a run, of the run that trained its model
+
+
+class Start(NamedTuple):
+    """Where the parameters are from. Of a run in a run's folder `source` is relative to that."""
+
+    kind: str  # "run" or "model"
+    source: str
+    member: int = 0
+
+
+def named(name: str, arguments: Mapping[str, Any]) -> Any:
+    """The problem of `text.tasks` with this name. Raises: ValueError, FileNotFoundError in one line."""
+    from rljax.text import tasks
+
+    return tasks.make(name, **arguments)
+
+
+def world(problem: Any, algorithm: str, config: Any) -> tuple[Task, Any]:
+    """The Task that an algorithm learns from a problem, and the Config with the length of the rows it reads.
+
+    Raises: ValueError where the problem has nothing of the kind.
+    """
+    from rljax.text.problem import task
+
+    learns: Any = algorithms.TEXT[algorithm].learns
+    found = task(problem, learns)
+    return found, config.replace(length=problem.length) if learns == "demonstrations" else config
+
+
+def started(problem: Any, start: Start | None, config: Any, run: Path | None) -> Any:
+    """The problem with the model and the parameters of `start`, activations in config.dtype.
+
+    Raises: ValueError where the model cannot read the task's tokens; FileNotFoundError.
+    """
+    if start is None:
+        return problem
+    checks.choice(config, "dtype", ("float32", "bfloat16"))
+    if start.kind == "model":
+        from rljax.text import load_pretrained
+
+        loaded = load_pretrained(start.source, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32)
+    else:
+        source = Path(start.source) if run is None else run / start.source
+        loaded = pretrained.language_model(
+            source, start.member, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32
+        )
+    problem = spelt(problem, loaded.tokenizer, start.source)
+    return problem._replace(model=loaded.model, params=loaded.params, generation=loaded.generation)
+
+
+def spelt(problem: Any, tokenizer: Any, source: str) -> Any:
+    """The problem in the tokens of a model. Raises: ValueError where it has a vocabulary of its own."""
+    from rljax.text import tasks
+
+    mine = problem.tokenizer
+    same = (mine.name, mine.vocab_size, mine.eos_id) == (
+        tokenizer.name,
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+    )
+    if same:
+        return problem
+    told = problem.arguments
+    if told is None or "tokenizer" not in inspect.signature(tasks.TASKS[told["name"]]).parameters:
+        raise ValueError(
+            f"{source} has the vocabulary of {tokenizer.name}, the task {problem.name} that of {mine.name}: "
+            "begin with a model of the task's own"
+        )
+    return tasks.make(**told, tokenizer=tokenizer)
+
+
+def start_of(model: str, init: Path | str | None, member: int | None) -> Start | None:
+    """Raises: ValueError where both are given, or the run has several members and none is chosen."""
+    if model and init is not None:
+        raise ValueError("model and init both say what to begin with: give one of them")
+    if model:
+        path = Path(model).expanduser()
+        return Start("model", str(path.absolute()) if path.exists() else model)
+    if init is None:
+        return None
+    number = len(folder.read(init)["seeds"])
+    if member is None and number > 1:
+        raise ValueError(f"--init {init} has {number} members: pick one with --init-member")
+    if member is not None and not 0 <= member < number:
+        raise ValueError(f"--init-member {member}: {init} has members 0 to {number - 1}")
+    return Start("run", str(Path(init).absolute()), member or 0)
+
+
+def sized(config: Any, start: Start) -> Any:
+    """The Config with the sizes of the model of the run that it begins with."""
+    if start.kind != "run":
+        return config
+    there = folder.read(start.source)["config"]
+    return config.replace(**{name: there[name] for name in SIZES if name in there})
+
+
+def wants_warm_up(algorithm: str, problem: Any) -> bool:
+    """Whether `sft` is to train a model first."""
+    learns = algorithms.TEXT[algorithm].learns
+    return learns in ("prompts", "preferences") and problem.params is None and problem.model is None
+
+
+def blank(problem: Any, config: Any) -> Any:
+    """The problem with a model of the Config's sizes, all of whose parameters are 0: to check a Config with.
+
+    Raises: ValueError naming a field of `config`, or where there is nothing to train a model on.
+    """
+    from rljax.models.language_models import language_model
+
+    if problem.learn.demonstration is None:
+        raise ValueError(
+            f"the task {problem.name} has no demonstrations to train a model on: give --model or --init"
+        )
+    model = language_model(problem.tokenizer.vocab_size, config, problem.length)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params: PyTree = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return problem._replace(model=model, params=params)

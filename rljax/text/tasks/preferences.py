@@ -1,0 +1,140 @@
+"""What people preferred: dialogues of HH-RLHF's format (Bai et al. 2022, arXiv:2204.05862), or one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from rljax.text.data.examples import ended, string
+from rljax.text.problem import Problem, problem, ragged
+from rljax.text.tasks.files import collect, held, own_tokenizer, parse, remembers, short
+from rljax.text.tokenizer import Tokenizer
+from rljax.types import Preferences
+
+TURN = "\n\nAssistant:"
+
+
+class Judgement(NamedTuple):
+    """One prompt and its completions, the best first."""
+
+    prompt: str
+    completions: tuple[str, ...]
+    weight: float
+    margin: float
+
+
+def preferences(
+    *,
+    data: str | Path,
+    prompt_length: int = 512,
+    completion_length: int = 256,
+    vocab_size: int = 2048,
+    held_out: float = 0.1,
+    folds: int = 0,
+    fold: int = 0,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> Problem:
+    """Pairs, or more completions of a prompt, of which somebody liked the first best.
+
+    `data` is a file of JSON lines (.jsonl or .jsonl.gz), each one of
+
+        {"chosen": dialogue, "rejected": dialogue}      the same up to the last "\\n\\nAssistant:", the prompt
+        {"prompt", "chosen", "rejected"}                strings
+        {"prompt", "completions": [the best, ...]}      two or more strings, as many in each line
+
+    the last two with numbers "weight" (default 1) and "margin" (0) where they are known. `held_out` of the
+    different prompts are held out, or with `folds` those of one `fold` (0 to folds − 1) for cross-validation;
+    judgements of one prompt stay together. There is no reward: algorithms learn from the preferences, `sft`
+    from the best completions, `pretrain` from those after their prompts. Without a `tokenizer` byte pairs of
+    the whole file are the vocabulary, `vocab_size` of them, the same in each fold.
+
+    Raises: FileNotFoundError; ValueError, also where lines differ in the number of completions. Warns of
+    lines that are no such records and of those dropped as longer than the lengths, in tokens.
+    """
+    found = collect(Path(data).expanduser(), _judgement)
+    counts = [len(judgement.completions) for judgement in found]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the task preferences: {data} has {min(counts)} to {max(counts)} completions per prompt: must "
+            "be as many in each line, two where pairs are compared"
+        )
+    if tokenizer is None:
+        everything = [text for judgement in found for text in (judgement.prompt, *judgement.completions)]
+        tokenizer = own_tokenizer("preferences", everything, vocab_size)
+    remembering = remembers(tokenizer)
+    parts = lambda judgement: (judgement.prompt, judgement.completions)
+    found = short("preferences", remembering, found, parts, prompt_length, completion_length)
+    out = held([judgement.prompt for judgement in found], held_out, folds, fold, seed)
+    found = [found[place] for place in np.argsort(out, kind="stable")]
+    records = [{"prompt": judgement.prompt, "completion": judgement.completions[0]} for judgement in found]
+    number = int(out.sum())
+    made = problem("preferences", remembering, records, (), max_new_tokens=completion_length, held_out=number)
+    tokens = _tokens(remembering, found, completion_length)
+    column = lambda values: jnp.asarray(np.array(values, np.float32))
+    weight = column([judgement.weight for judgement in found])
+    margin = column([judgement.margin for judgement in found])
+    rows = [(tokens[part], weight[part], margin[part]) for part in (slice(-number), slice(-number, None))]
+    texts = [
+        [*remembering.encode(judgement.prompt), *row[row >= 0]]
+        for judgement, row in zip(found, np.asarray(tokens[:, 0]), strict=True)
+    ]
+    text = lambda some: jnp.asarray(np.concatenate(some), jnp.int32)
+    return made._replace(
+        tokenizer=tokenizer,
+        preferences=tuple(
+            Preferences(part.tokens, part.valid, *of)
+            for part, of in zip((made.learn, made.held_out), rows, strict=True)
+        ),
+        text=(text(texts[:-number]), text(texts[-number:])),
+    )
+
+
+def _tokens(tokenizer: Tokenizer, found: Sequence[Judgement], length: int) -> Any:
+    """(N, K, T) of all completions with their stop tokens, −1 after them."""
+    rows = [ended(tokenizer, tokenizer.encode(text)) for judgement in found for text in judgement.completions]
+    return jnp.asarray(ragged(rows, length).reshape(len(found), -1, length))
+
+
+def _judgement(line: str) -> Judgement:
+    record = parse(line)
+    number = lambda key, default: _number(record, key, default)
+    extra = (number("weight", 1.0), number("margin", 0.0))
+    if extra[0] < 0:
+        raise ValueError(f"weight = {extra[0]:g}: must be at least 0")
+    if "completions" in record:
+        texts = record["completions"]
+        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str) and t for t in texts):
+            raise ValueError("completions must be a list of two strings or more, none empty")
+        prompt, completions = string(record, "prompt"), tuple(texts)
+    elif "prompt" in record:
+        prompt = string(record, "prompt")
+        completions = string(record, "chosen"), string(record, "rejected")
+    else:
+        prompt, completions = _dialogues(string(record, "chosen"), string(record, "rejected"))
+    if any(not text.strip() for text in completions):
+        raise ValueError("an empty completion")
+    if len(set(completions)) < len(completions):
+        raise ValueError("two of the completions are equal")
+    return Judgement(prompt, completions, *extra)
+
+
+def _dialogues(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
+    (first, mark, good), (second, other, bad) = chosen.rpartition(TURN), rejected.rpartition(TURN)
+    if not mark or not other:
+        raise ValueError(f"a dialogue without {TURN!r}")
+    if first != second:
+        raise ValueError(f"the two dialogues differ before the last {TURN!r}")
+    return first + mark, (good, bad)
+
+
+def _number(record: Mapping[str, Any], key: str, default: float) -> float:
+    value = record.get(key, default)
+    if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(float(value)):
+        raise ValueError(f"{key} = {value!r}: must be a number")
+    return float(value)
