@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from rljax.algorithms import c51 as c51
     from rljax.algorithms import ddpg as ddpg
     from rljax.algorithms import discrete_sac as discrete_sac
+    from rljax.algorithms import dpo as dpo
     from rljax.algorithms import dqn as dqn
     from rljax.algorithms import expected_sarsa as expected_sarsa
     from rljax.algorithms import grpo as grpo
     from rljax.algorithms import iqn as iqn
+    from rljax.algorithms import kto as kto
     from rljax.algorithms import monte_carlo as monte_carlo
     from rljax.algorithms import ppo as ppo
     from rljax.algorithms import pqn as pqn
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from rljax.algorithms import qrdqn as qrdqn
     from rljax.algorithms import rainbow as rainbow
     from rljax.algorithms import reinforce as reinforce
+    from rljax.algorithms import reward_model as reward_model
     from rljax.algorithms import rlhf_ppo as rlhf_ppo
     from rljax.algorithms import rloo as rloo
     from rljax.algorithms import sac as sac
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from rljax.runs.evaluate import evaluate as evaluate
     from rljax.runs.load import load as load
     from rljax.runs.pretrained import language_model as language_model
+    from rljax.runs.pretrained import load_reward as load_reward
     from rljax.runs.render import render as render
     from rljax.runs.report import report as report
     from rljax.runs.sweep import sweep as sweep
@@ -64,6 +68,7 @@ _FUNCTIONS = {
     "evaluate": "rljax.runs.evaluate",
     "load": "rljax.runs.load",
     "language_model": "rljax.runs.pretrained",
+    "load_reward": "rljax.runs.pretrained",
     "report": "rljax.runs.report",
     "render": "rljax.runs.render",
 }
@@ -90,6 +95,9 @@ _ALGORITHMS = (
     "td_lambda",
     "pretrain",
     "sft",
+    "reward_model",
+    "dpo",
+    "kto",
     "rlhf_ppo",
     "grpo",
     "rloo",

@@ -123,6 +123,8 @@ class Reward(NamedTuple):
     params: PyTree = None  # of a reward model
     weight: float = 1.0  # in the sum of a task's rewards
     host: bool = False
+    # whose tokens it understands: a rljax.text.Tokenizer, or how many there are; None: any
+    vocabulary: Any = None
 
 
 class Scores(NamedTuple):

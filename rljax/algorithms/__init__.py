@@ -50,6 +50,9 @@ class Kind(NamedTuple):
 TEXT = {
     "pretrain": Kind("text", "loss"),
     "sft": Kind("demonstrations", "loss"),
+    "reward_model": Kind("preferences", "accuracy"),
+    "dpo": Kind("preferences", "accuracy"),
+    "kto": Kind("preferences", "accuracy"),
     "rlhf_ppo": Kind("prompts", "return"),
     "grpo": Kind("prompts", "return"),
     "rloo": Kind("prompts", "return"),

@@ -32,7 +32,8 @@ def check(config: Any) -> None:
     checks.number(config, *positive, low=0, open_low=True)
     checks.number(config, "weight_decay", low=0)
     checks.number(config, "beta1", "beta2", "warmup_fraction", low=0, high=1)
-    checks.count(config, "chunk")
+    if hasattr(config, "chunk"):  # what has no logits has none
+        checks.count(config, "chunk")
     checks.count(config, "num_micro", low=0)
     checks.choice(config, "schedule", schedules.SCHEDULES)
 

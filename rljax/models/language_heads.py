@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.models.transformer.products import product
-from rljax.types import Array, Key, Network, PyTree
+from rljax.types import Array, Key, LanguageModel, Network, PyTree
 
 
 def value_head(hidden_size: int, scale: float = 0.0) -> Network:
@@ -44,6 +44,24 @@ def classification_head(hidden_size: int, num_classes: int) -> Network:
         return _outputs(params, last(hidden, valid))
 
     return Network(lambda key: _params(key, hidden_size, num_classes, (hidden_size + 1) ** -0.5), apply)
+
+
+def score(
+    model: LanguageModel, params: PyTree, prompt: Array, valid: Array, completion: Array, mask: Array
+) -> Array:
+    """What a reward model gives B whole completions, (B,) float32: the reward head's output on the hidden
+    state after the last token, that of the prompt where a completion has none.
+
+    Args:
+        model: of params["model"]; params["head"] are those of `reward_head`.
+        prompt: (B, P) int32, padded on the left; `valid` (B, P) bool is where it has a token.
+        completion: (B, T) int32, the stop token included; `mask` (B, T) bool is where it has a token, up to
+            the last one.
+    """
+    # one more column, for the state after the last token; nothing is after what stands in it
+    hidden = model.completion(params["model"], prompt, valid, jnp.pad(completion, [(0, 0), (0, 1)]))
+    there = jnp.pad(mask, [(0, 0), (1, 0)], constant_values=True)
+    return reward_head(hidden.shape[-1]).apply(params["head"], hidden, there)
 
 
 def last(hidden: Array, valid: Array) -> Array:

@@ -1,19 +1,26 @@
-"""The language model of a run, to write with and to hand on: what its folder keeps, without the data."""
+"""The language model or the reward model of a run, to write and to score with: what its folder keeps, without
+the data.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rljax.algorithms import language
 from rljax.models import adapters, huggingface, language_models
 from rljax.models.huggingface import Generation
 from rljax.runs import checkpoint, folder, load
-from rljax.text import Pretrained, load_tokenizer
-from rljax.types import LanguageModel, PyTree
+from rljax.text import Pretrained, load_tokenizer, rewards
+from rljax.text.data import Pairs
+from rljax.text.decoding import bare
+from rljax.types import LanguageModel, PyTree, Reward
+
+REWARD_MODEL = "reward_model"
 
 
 def language_model(
@@ -31,6 +38,86 @@ def language_model(
 
     Raises: ValueError or FileNotFoundError in one line.
     """
+    told = _told(run)
+    if told["algorithm"] == REWARD_MODEL:
+        raise ValueError(f"{run} is a reward model: rljax.load_reward(run) scores with it")
+    if not (Path(run) / folder.TOKENIZER).is_dir():
+        raise ValueError(f"{run} has no tokenizer: train on a text.Corpus, or on a Task with a tokenizer")
+    config = _config(run, told, member)
+    model, generation = _model(Path(run), told, config, dtype)
+    restored = load.saved(run, checkpoint_iteration)
+    inside = (
+        "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
+    )
+    trained = _member(restored, inside, member)
+    params = _params(run, told, model, config, trained, restored.path)
+    tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
+    if not generation.stop_ids and tokenizer.eos_id is not None:
+        generation = generation._replace(stop_ids=(tokenizer.eos_id,))
+    params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
+    return Pretrained(model, params, tokenizer, generation)
+
+
+def load_reward(
+    run: Path | str,
+    member: int | None = None,
+    *,
+    name: str = REWARD_MODEL,
+    weight: float = 1.0,
+    ensemble: Literal["mean", "min"] = "mean",
+    pessimism: float = 0.0,
+    unnormalised: bool = False,
+    base: PyTree = None,
+    checkpoint_iteration: int | None = None,
+    dtype: Any = jnp.float32,
+) -> Reward:
+    """What one member of a run of `reward_model` gives completions, or all of them together where None, as a
+    reward inside the program: see `rljax.text.rewards.of_model`.
+
+    Adapters are merged into the base, which is read where the run found it, or is `base`. Scores are
+    normalised here, with the parameters as they are now, on the completions that the run keeps.
+    `unnormalised` allows a run that keeps none. Activations and parameters are in `dtype`.
+
+    Raises: ValueError or FileNotFoundError in one line.
+    """
+    told = _told(run)
+    if told["algorithm"] != REWARD_MODEL:
+        raise ValueError(f"{run} is {told['algorithm']}, no reward model: train reward_model")
+    restored = load.saved(run, checkpoint_iteration)
+    if told["config"]["normalization"] == "none" and not unnormalised:
+        raise ValueError(
+            f'{run} is an unnormalised reward model: train it with normalization = "samples", or allow it '
+            "with unnormalised=True"
+        )
+    model, _ = _model(Path(run), told, _config(run, told, member or 0), dtype)
+    found = []
+    for number in range(len(told["seeds"])) if member is None else [member]:
+        config, trained = _config(run, told, number), _member(restored, "params.model.", number)
+        params = {
+            "model": _params(run, told, model, config, trained, restored.path, base),
+            "head": _member(restored, "params.head.", number),
+        }
+        narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["model"])
+        found.append(_scored(model, params | {"model": narrow}, _member(restored, "samples.", number)))
+    params = found[0] if len(found) == 1 else jax.tree.map(lambda *each: jnp.stack(each), *found)
+    tokenizer = load_tokenizer(at) if (at := Path(run) / folder.TOKENIZER).is_dir() else None
+    return rewards.of_model(
+        *(name, model, params, weight),
+        ensemble=ensemble,
+        pessimism=pessimism,
+        vocabulary=tokenizer,
+    )
+
+
+def _scored(model: LanguageModel, params: PyTree, samples: dict[str, np.ndarray]) -> PyTree:
+    """`params` with gain and bias."""
+    if not samples:
+        return params | {"gain": jnp.float32(1), "bias": jnp.float32(0)}
+    return jax.jit(rewards.normalised, static_argnums=0)(bare(model), params, Pairs(**samples))
+
+
+def _told(run: Path | str) -> dict[str, Any]:
+    """What the folder says of a run that has a model of text."""
     told = folder.read(run)
     if "task" not in told:
         raise ValueError(f"{run} is {told['algorithm']} on {folder.world(told)}: it has no language model")
@@ -38,21 +125,25 @@ def language_model(
         raise ValueError(
             f"{run} has a network of your own: rljax.load(run, network=...) gives its parameters"
         )
-    if not (Path(run) / folder.TOKENIZER).is_dir():
-        raise ValueError(f"{run} has no tokenizer: train on a text.Corpus, or on a Task with a tokenizer")
+    return told
+
+
+def _config(run: Path | str, told: dict[str, Any], member: int) -> Any:
+    """The Config of one member."""
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
     _, config, swept = load.configured(run, told)
-    config = config.replace(**{name: column[member] for name, column in swept.items()})
-    model, generation = _model(Path(run), told, config, dtype)
-    restored = load.saved(run, checkpoint_iteration)
-    params = _params(run, told, model, config, restored, member)
-    tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
-    if not generation.stop_ids and tokenizer.eos_id is not None:
-        generation = generation._replace(stop_ids=(tokenizer.eos_id,))
-    params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
-    return Pretrained(model, params, tokenizer, generation)
+    return config.replace(**{name: column[member] for name, column in swept.items()})
+
+
+def _member(restored: checkpoint.Restored, prefix: str, member: int) -> dict[str, np.ndarray]:
+    """The arrays of one member whose names begin with `prefix`, without it."""
+    return {
+        name.removeprefix(prefix): leaf[member]
+        for name, leaf in restored.leaves.items()
+        if name.startswith(prefix)
+    }
 
 
 def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[LanguageModel, Generation]:
@@ -70,33 +161,31 @@ def _params(
     told: dict[str, Any],
     model: LanguageModel,
     config: Any,
-    restored: checkpoint.Restored,
-    member: int,
+    trained: dict[str, np.ndarray],
+    where: Path,
+    base: PyTree = None,
 ) -> PyTree:
-    """All parameters of the model of one member."""
-    inside = (
-        "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
-    )
-    trained = {
-        name.removeprefix(inside): leaf[member]
-        for name, leaf in restored.leaves.items()
-        if name.startswith(inside)
-    }
+    """All parameters of the model of one member, of which `trained` are in the checkpoint `where`."""
     adaptation = language.ADAPTATIONS[config.train](config, model) if "train" in told["config"] else None
     if adaptation is None:
         template = jax.eval_shape(model.init, jax.random.key(0))
-        return checkpoint.rebuild(template, trained, restored.path)
-    base = _base(run, told)
+        return checkpoint.rebuild(template, trained, where)
+    base = _base(run, told, base)
     template = jax.eval_shape(adapters.attach(model, base, adaptation).init, jax.random.key(0))
-    return adapters.bake(checkpoint.rebuild(template, trained, restored.path), base, adaptation)
+    return adapters.bake(checkpoint.rebuild(template, trained, where), base, adaptation)
 
 
-def _base(run: Path | str, told: dict[str, Any]) -> PyTree:
+def _base(run: Path | str, told: dict[str, Any], given: PyTree) -> PyTree:
     start = told.get("start")
     source = start["source"] if start else (told["corpus"] or {}).get("model")
-    if not source:
-        raise ValueError(f"{run} adapts parameters that Python gave: merge them with models.adapters.bake")
-    if start and start["kind"] == "run":
+    if given is not None:
+        source, base = "base", given
+    elif not source:
+        raise ValueError(
+            f"{run} adapts parameters that Python gave: merge them with models.adapters.bake, or where there "
+            "is base=, give them"
+        )
+    elif start and start["kind"] == "run":
         base = language_model(Path(run) / source, start["member"]).params
     else:
         base = huggingface.load(source, param_dtype=jnp.float32).params

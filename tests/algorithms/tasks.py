@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import pretrain, sft
+from rljax.models.language_models import language_model
 from rljax.text import data
-from rljax.types import Task
+from rljax.text.problem import ragged
+from rljax.types import Preferences, Task
 
 VOCABULARY, LENGTH = 11, 12
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "length": LENGTH, "batch_size": 4, "chunk": 5}
 FIELDS: dict[str, Any] = {**SIZES, "total_steps": 40 * 4 * LENGTH, "learning_rate": 1e-2}
+# of what learns from preferences: rows have no length of their own, and a reward model no logits
+SCORING: dict[str, Any] = {
+    **{name: value for name, value in FIELDS.items() if name not in ("length", "chunk")},
+    "total_steps": 40 * 4,
+    "num_micro": 2,
+}
+PREFERRING: dict[str, Any] = {**SCORING, "chunk": 5}
 
 
 def text_task() -> Task:
@@ -56,6 +65,37 @@ def pairs_task() -> Task:
         jax.tree.map(lambda x, part=part: x[part], rows) for part in (slice(40), slice(40, 60))
     )
     return Task("backwards", VOCABULARY, learn, held_out)
+
+
+def judged(number: int = 60, completions: int = 2, seed: int = 0) -> Preferences:
+    """Of prompts of one to four tokens, completions that begin with 1 are preferred to those that do not."""
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(1, VOCABULARY, rng.integers(1, 5)).tolist() for _ in range(number)]
+    written = []
+    for row in range(number * completions):
+        first = 1 if row % completions == 0 else rng.integers(2, VOCABULARY)
+        written.append([first, *rng.integers(1, VOCABULARY, rng.integers(0, 4)).tolist(), 0])
+    tokens, valid = data.pad_prompts(prompts)
+    weight = rng.uniform(0.5, 2.0, number).astype(np.float32)
+    margin = rng.uniform(0.0, 1.0, number).astype(np.float32)
+    rows = (tokens, valid, ragged(written, 5).reshape(number, completions, 5), weight, margin)
+    return Preferences(*map(jnp.asarray, rows))
+
+
+def preferences_task(completions: int = 2, params: Any = None) -> Task:
+    """Judgements of `completions` each, 40 to learn and 20 held out."""
+    rows = judged(60, completions)
+    learn, held_out = (
+        jax.tree.map(lambda x, part=part: x[part], rows) for part in (slice(40), slice(40, 60))
+    )
+    return Task("ones", VOCABULARY, learn, held_out, params, max_new_tokens=5, stop_ids=(0,))
+
+
+@functools.cache
+def started_task(completions: int = 2, architecture: str = "llama") -> Task:
+    """The same with the parameters of a policy at the start."""
+    model = language_model(VOCABULARY, tuning(architecture=architecture), LENGTH)
+    return preferences_task(completions, model.init(jax.random.key(9)))
 
 
 def pretraining(**fields: Any) -> pretrain.Config:

@@ -26,6 +26,7 @@ class Row(NamedTuple):
 
 
 SEEDS = [5, 6]
+PREFERENCES = [name for name, kind in algorithms.TEXT.items() if kind.learns == "preferences"]
 REPLAY = {"num_envs": 2, "num_steps": 8, "learning_starts": 32, "batch_size": 8, "buffer_size": 64}
 TABULAR = {"num_envs": 4, "num_steps": 32}
 TABLE = {
@@ -185,6 +186,36 @@ TABLE = {
         {**tasks.FIELDS, "train": "lora", "rank": 2},
         {"learning_rate": [1e-3, 1e-2, 3e-2], "alpha": [4.0, 16.0, 32.0]},
     ),
+    "reward_model": Row(
+        "reward_model",
+        tasks.preferences_task,
+        {**tasks.SCORING, "normalization_samples": 8, "centring": 0.01},
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "centring": [0.0, 0.01, 0.1]},
+    ),
+    "reward_model-lora": Row(
+        "reward_model",
+        tasks.started_task,
+        {**tasks.SCORING, "normalization_samples": 8, "loss": "choice", "train": "lora", "rank": 2},
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "alpha": [4.0, 16.0, 32.0]},
+    ),
+    "dpo": Row(
+        "dpo",
+        tasks.started_task,
+        tasks.PREFERRING,
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "beta": [0.05, 0.1, 0.5]},
+    ),
+    "dpo-orpo": Row(
+        "dpo",
+        tasks.preferences_task,
+        {**tasks.PREFERRING, "loss": "orpo"},
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "odds_weight": [0.05, 0.1, 0.5]},
+    ),
+    "kto-lora": Row(
+        "kto",
+        tasks.started_task,
+        {**tasks.PREFERRING, "train": "lora", "rank": 2},
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "desirable_weight": [0.5, 1.0, 1.5]},
+    ),
 }
 
 
@@ -253,6 +284,7 @@ def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
     module, world, config = parts(row)
     assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
     sizes = ("batch_size", "length") if isinstance(world, Task) else ("num_envs", "num_steps")
+    sizes = ("batch_size",) if row.algorithm in PREFERENCES else sizes
     assert config.steps_per_iteration == np.prod([getattr(config, size) for size in sizes])
     assert config.initial_steps == getattr(config, "learning_starts", 0)
     assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
@@ -324,8 +356,8 @@ def test_a_retry_draws_other_numbers(row: Row, compiled: Compiled) -> None:
     built = compiled.program
     again, _, _ = built.advance(built.init(), 3, 1)
     same = checkpoint.sha256_of(built.fetch(again)) == checkpoint.sha256_of(compiled.states)
-    # without dropout sft draws nothing: its State has the order of the rows
-    assert same == (row.algorithm == "sft" and "dropout" not in row.fields)
+    # without dropout these draw nothing: their States have the order of the rows
+    assert same == (row.algorithm in ("sft", *PREFERENCES) and "dropout" not in row.fields)
 
 
 def test_no_key_is_used_twice(row: Row) -> None:

@@ -15,7 +15,8 @@ from rljax import sft, text
 from rljax.cli import main
 from rljax.models import huggingface
 from rljax.runs import folder, load
-from rljax.types import Task
+from rljax.types import Prompts, Reward, Task
+from tests.algorithms.tasks import SCORING, preferences_task, started_task
 from tests.algorithms.test_text_algorithms import by_hand
 
 FIXTURE = Path(__file__).parents[1] / "models" / "fixtures" / "llama"
@@ -176,3 +177,69 @@ def test_a_model_of_ones_own_that_a_checkpoint_can_describe_is_kept(data: Path, 
     assert (found.config, settings) == (model.config, generation)
     folder.keep(tmp_path / "none", task._replace(model=model._replace(config=None)))
     assert not (tmp_path / "none" / "model").exists()
+
+
+JUDGING = SCORING | {"normalization_samples": 12, "total_steps": 24}
+
+
+def given(reward: Reward, samples: Any) -> np.ndarray:
+    """What a reward gives saved samples."""
+    prompt = np.where(samples.valid, samples.prompt, -1)
+    completion = np.where(samples.mask, samples.completion, -1)
+    return np.asarray(jax.jit(reward.apply)(reward.params, prompt, completion, None))
+
+
+def test_the_members_of_a_reward_model_judge_alone_and_together(tmp_path: Path) -> None:
+    tokenizer = text.character_tokenizer("12345678")
+    task = preferences_task()._replace(tokenizer=tokenizer)
+    result = rljax.train("reward_model", task, JUDGING, seeds=3, out=tmp_path / "run", progress=False)
+    samples = [jax.tree.map(lambda x, i=i: x[i], result.states.samples) for i in range(3)]
+    for member in range(3):
+        found = given(rljax.load_reward(tmp_path / "run", member), samples[member])
+        np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)  # after training
+    alone = [given(rljax.load_reward(tmp_path / "run", member), samples[0]) for member in range(3)]
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    together = rljax.load_reward(tmp_path / "run", name="liked", weight=2.0)
+    assert (together.name, together.weight, together.host) == ("liked", 2.0, False)
+    np.testing.assert_allclose(given(together, samples[0]), np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
+    least = rljax.load_reward(tmp_path / "run", ensemble="min")
+    np.testing.assert_allclose(given(least, samples[0]), np.min(alone, axis=0), rtol=1e-4, atol=1e-5)
+    prompts = Prompts(task.learn.tokens, task.learn.valid)
+    other = text.character_tokenizer("abcdefgh")
+    judged = Task("t", 11, prompts, prompts, tokenizer=tokenizer, rewards=(together,), max_new_tokens=5)
+    text.rewards.check(judged)
+    with pytest.raises(ValueError, match="reward liked has another vocabulary"):
+        text.rewards.check(judged._replace(tokenizer=other))
+    with pytest.raises(ValueError, match="members 0 to 2"):
+        rljax.load_reward(tmp_path / "run", 3)
+    with pytest.raises(ValueError, match="is a reward model: rljax.load_reward"):
+        rljax.language_model(tmp_path / "run")
+
+
+def test_adapters_of_a_reward_model_are_merged_into_the_base_that_is_given(tmp_path: Path) -> None:
+    task = started_task()
+    config = JUDGING | {"train": "lora", "rank": 2}
+    result = rljax.train("reward_model", task, config, out=tmp_path / "run", progress=False)
+    samples = jax.tree.map(lambda x: x[0], result.states.samples)
+    with pytest.raises(ValueError, match="adapts parameters that Python gave"):
+        rljax.load_reward(tmp_path / "run")
+    with pytest.raises(ValueError, match="base is no longer the model"):
+        rljax.load_reward(tmp_path / "run", base=jax.tree.map(lambda x: x + 1, task.params))
+    found = given(rljax.load_reward(tmp_path / "run", base=task.params), samples)
+    np.testing.assert_allclose([found.mean(), found.std()], [0, 1], atol=1e-5)
+
+
+def test_an_unnormalised_reward_model_has_to_be_allowed(tmp_path: Path) -> None:
+    config = JUDGING | {"normalization": "none", "total_steps": 8}
+    result = rljax.train("reward_model", preferences_task(), config, out=tmp_path / "run", progress=False)
+    assert result.states.samples is None
+    with pytest.raises(ValueError, match="is an unnormalised reward model: train it") as caught:
+        rljax.load_reward(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    params = rljax.load_reward(tmp_path / "run", unnormalised=True).params
+    assert (float(params["gain"]), float(params["bias"])) == (1.0, 0.0)
+
+
+def test_what_is_no_reward_model_gives_no_reward(own: Path) -> None:
+    with pytest.raises(ValueError, match="is sft, no reward model: train reward_model"):
+        rljax.load_reward(own)

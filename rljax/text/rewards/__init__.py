@@ -3,6 +3,7 @@
 from rljax.text.rewards.check import check
 from rljax.text.rewards.combine import Normalisation, combine
 from rljax.text.rewards.host import decoded, of_text, on_host
+from rljax.text.rewards.model import normalised, of_model
 from rljax.text.rewards.strings import exact_text, number, numeric_answer, pattern
 from rljax.text.rewards.tokens import exact_match, length, of_tokens
 from rljax.text.rewards.translation import bleu, chrf
@@ -17,8 +18,10 @@ __all__ = [
     "exact_match",
     "exact_text",
     "length",
+    "normalised",
     "number",
     "numeric_answer",
+    "of_model",
     "of_text",
     "of_tokens",
     "on_host",

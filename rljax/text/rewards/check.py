@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rljax.text.tokenizer import one_line
+from rljax.text.tokenizer import Tokenizer, one_line, same_vocabulary
 from rljax.types import Prompts, Reward, Task
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # it becomes the metric reward/<name>
@@ -44,6 +44,7 @@ def check(task: Task) -> None:
         if reward.name in names[:number]:
             raise ValueError(f"two rewards are named {reward.name}: give one of them another name")
         _check_weight(reward)
+        _check_vocabulary(task, reward)
         if reward.host:
             _check_host(task, reward)
         else:
@@ -61,6 +62,22 @@ def _check_weight(reward: Reward) -> None:
         fine = False
     if not fine:
         raise ValueError(f"reward {reward.name}: weight = {reward.weight!r}: must be one finite number")
+
+
+def _check_vocabulary(task: Task, reward: Reward) -> None:
+    known, own = reward.vocabulary, task.tokenizer
+    if known is None:
+        return
+    if isinstance(known, Tokenizer) and isinstance(own, Tokenizer):
+        fine, there, here = same_vocabulary(known, own), known.name, own.name
+    else:
+        there, here = getattr(known, "vocab_size", known), task.vocab_size
+        fine = there == here
+    if not fine:
+        raise ValueError(
+            f"reward {reward.name} has another vocabulary ({there}) than the task {task.name} ({here}): "
+            "train it on tokens of this task's tokenizer"
+        )
 
 
 def _check_host(task: Task, reward: Reward) -> None:

@@ -1,0 +1,502 @@
+"""reward_model, dpo and kto: their losses by hand, what must not matter, and that they learn."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rljax
+from rljax import algorithms, dpo, grpo, reward_model, text
+from rljax.algorithms import judgements
+from rljax.models.language_models import language_model
+from rljax.text import data, rewards
+from rljax.types import Preferences, Prompts, Task
+from tests.algorithms.tasks import (
+    LENGTH,
+    PREFERRING,
+    SCORING,
+    VOCABULARY,
+    judged,
+    preferences_task,
+    started_task,
+    tuning,
+)
+
+
+def config_of(name: str, **fields: Any) -> Any:
+    small = SCORING | {"normalization_samples": 8} if name == "reward_model" else PREFERRING
+    return algorithms.get(name).Config(**small | fields)
+
+
+def stepper(name: str, task: Task, config: Any) -> Any:
+    """(frozen, state) -> one step of it, compiled once for any data of these shapes."""
+    make = algorithms.get(name).make
+    return jax.jit(lambda frozen, state: make(task, config, None, frozen).step(jax.random.key(1), state))
+
+
+def moved(name: str, task: Task, config: Any) -> Any:
+    """A State whose model is not the one at the start."""
+    state = algorithms.get(name).make(task, config).init(jax.random.key(0))
+    if name == "reward_model":
+        return state.replace(gain=jnp.float32(1.7), bias=jnp.float32(-0.3))
+    model = language_model(VOCABULARY, tuning(architecture=config.architecture), LENGTH)
+    return state.replace(params=model.init(jax.random.key(3)))
+
+
+def batch_of(task: Task, state: Any, size: int) -> Preferences:
+    return jax.tree.map(np.asarray, data.batch(state.order, state.iteration, task.learn, size))
+
+
+def hidden_by_hand(model: Any, params: Any, rows: Preferences) -> tuple[np.ndarray, Any]:
+    """Hidden states of prompt and completion side by side, without padding between or before them, and for
+    each (b, k) the columns at which its completion begins and ends.
+    """
+    width = rows.tokens.shape[1] + rows.completion.shape[2]
+    tokens, places = [], []
+    for prompt, valid, several in zip(rows.tokens, rows.valid, rows.completion, strict=True):
+        for completion in several:
+            told = [*prompt[valid], *completion[completion >= 0]]
+            places.append((int(valid.sum()), len(told)))
+            tokens.append(told + [5] * (width - len(told)))
+    ends = np.array([end for _, end in places])
+    segments = (np.arange(width)[None] < ends[:, None]).astype(np.int32)
+    forward = jax.jit(model.forward)(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(segments))
+    return np.asarray(forward), (np.asarray(tokens), places)
+
+
+def nats_by_hand(model: Any, params: Any, rows: Preferences) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and means of the log-probabilities of completions, (B, K), in float64."""
+    hidden, (tokens, places) = hidden_by_hand(model, params, rows)
+    logits = np.asarray(model.logits(params, jnp.asarray(hidden)), np.float64)
+    log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    found = [
+        [log_prob[row, column - 1, tokens[row, column]] for column in range(*place)]
+        for row, place in enumerate(places)
+    ]
+    shape = rows.completion.shape[:2]
+    totals, means = np.array([sum(each) for each in found]), np.array([np.mean(each) for each in found])
+    return totals.reshape(shape), means.reshape(shape)
+
+
+def scores_by_hand(model: Any, params: Any, rows: Preferences) -> np.ndarray:
+    hidden, (_, places) = hidden_by_hand(model, params["model"], rows)
+    last = np.stack([hidden[row, end - 1] for row, (_, end) in enumerate(places)]).astype(np.float64)
+    head = jax.tree.map(np.asarray, params["head"])
+    return (last @ head["kernel"] + head["bias"])[:, 0].reshape(rows.completion.shape[:2])
+
+
+def softplus(x: Any) -> Any:
+    return np.log1p(np.exp(x))
+
+
+def assert_same_step(one: Any, other: Any, rtol: float = 1e-4) -> None:
+    np.testing.assert_allclose(one[1].loss.total, other[1].loss.total, rtol=1e-5)
+    for first, second in zip(
+        jax.tree.leaves(one[0].opt_state), jax.tree.leaves(other[0].opt_state), strict=True
+    ):
+        np.testing.assert_allclose(first, second, rtol=rtol, atol=1e-6)
+
+
+DPO_LOSSES = {
+    "sigmoid": lambda total, mean, w: 0.8 * softplus(-0.3 * total) + 0.2 * softplus(0.3 * total),
+    "hinge": lambda total, mean, w: np.maximum(0, 1 - 0.3 * total),
+    "ipo": lambda total, mean, w: (mean - 1 / 0.6) ** 2,
+}
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "simpo", "orpo"])
+def test_dpo_is_its_formula_of_whole_log_probabilities(loss: str) -> None:
+    task = started_task()
+    fields = {"loss": loss, "beta": 0.3, "label_smoothing": 0.2, "margin": 0.4, "odds_weight": 0.7}
+    config = config_of("dpo", num_micro=1, **fields)
+    state = moved("dpo", task, config)
+    rows = batch_of(task, state, config.batch_size)
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    total, mean = nats_by_hand(model, state.params, rows)
+    start, mean_start = nats_by_hand(model, task.params, rows)
+    if loss in DPO_LOSSES:
+        s = (total - start, mean - mean_start)
+        each = DPO_LOSSES[loss](*(x[:, 0] - x[:, 1] for x in s), rows.weight)
+        reward = 0.3 * s[loss == "ipo"]
+    elif loss == "simpo":
+        each, reward = softplus(0.4 - 0.3 * (mean[:, 0] - mean[:, 1])), 0.3 * mean
+    else:
+        odds = mean - np.log1p(-np.exp(mean))
+        each, reward = -mean[:, 0] + 0.7 * softplus(odds[:, 1] - odds[:, 0]), 0.3 * mean
+    found = [stepper("dpo", task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2)]
+    metrics = found[0][1]
+    np.testing.assert_allclose(metrics.loss.value, (rows.weight * each).sum() / rows.weight.sum(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.reward_chosen.value, reward[:, 0].mean(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        metrics.margin.value, (reward[:, 0] - reward[:, 1]).mean(), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(metrics.log_prob_rejected.value, total[:, 1].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics.accuracy.value, (reward[:, 0] > reward[:, 1]).mean())
+    assert float(metrics.gradient_norm.value) > 0
+    assert_same_step(*found)
+
+
+@pytest.mark.parametrize("completions", [2, 3])
+def test_kto_is_its_formula_of_whole_log_probabilities(completions: int) -> None:
+    task = started_task(completions)
+    weights = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
+    config = config_of("kto", num_micro=1, beta=0.3, **weights)
+    state = moved("kto", task, config)
+    rows = batch_of(task, state, config.batch_size)
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    ratio = lambda rows: (
+        nats_by_hand(model, state.params, rows)[0] - nats_by_hand(model, task.params, rows)[0]
+    )
+    r, following = ratio(rows), np.roll(np.arange(config.batch_size), -1)
+    mismatched = ratio(rows._replace(completion=rows.completion[following])).mean(1)
+    both = rows.weight * rows.weight[following]
+    z = max(0.0, (both * mismatched).sum() / both.sum())
+    sigma = lambda x: 1 / (1 + np.exp(-x))
+    each = 0.7 * (1 - sigma(0.3 * (z - r)))
+    each[:, 0] = 1.5 * (1 - sigma(0.3 * (r[:, 0] - z)))
+    found = [stepper("kto", task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2)]
+    metrics = found[0][1]
+    np.testing.assert_allclose(metrics.kl.value, z, rtol=1e-4, atol=1e-5)
+    expected = (rows.weight[:, None] * each).sum() / rows.weight.sum() / completions
+    np.testing.assert_allclose(metrics.loss.value, expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics.reward_rejected.value, 0.3 * r[:, 1:].mean(), rtol=1e-4, atol=1e-5)
+    assert_same_step(*found)
+
+
+def test_the_reference_point_of_kto_is_never_below_nought_and_not_differentiated() -> None:
+    task = started_task()
+    config = config_of("kto")
+    state = moved("kto", task, config)
+    # started from what the State has, and moved to what the task started from: the sign of every ratio turns
+    other = task.frozen | {"params": state.params}
+    step = stepper("kto", task, config)
+    one, two = step(task.frozen, state)[1], step(other, state.replace(params=task.params))[1]
+    assert min(float(one.kl.value), float(two.kl.value)) == 0.0
+    assert max(float(one.kl.value), float(two.kl.value)) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("completions", "fields"),
+    [(2, {"margin": "data"}), (2, {"centring": 0.5}), (3, {"loss": "choice", "centring": 0.5})],
+)
+def test_a_reward_model_is_its_formula_of_the_last_hidden_state(completions: int, fields: Any) -> None:
+    task = preferences_task(completions)
+    config = config_of("reward_model", num_micro=1, **fields)
+    state = moved("reward_model", task, config)
+    rows = batch_of(task, state, config.batch_size)
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    r = 1.7 * scores_by_hand(model, state.params, rows) - 0.3
+    if completions == 2:
+        each = softplus(r[:, 1] - r[:, 0] + (rows.margin if "margin" in fields else 0))
+    else:
+        each = np.log(np.exp(r).sum(1)) - r[:, 0]
+    each = each + fields.get("centring", 0) * r.sum(1) ** 2
+    found = [
+        stepper("reward_model", task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2)
+    ]
+    metrics = found[0][1]
+    np.testing.assert_allclose(metrics.loss.value, (rows.weight * each).sum() / rows.weight.sum(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.score.value, r.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.centre.value, (r.sum(1) ** 2).mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.margin.value, (r[:, 0] - r[:, 1:].max(1)).mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics.accuracy.value, (r[:, 0] > r[:, 1:].max(1)).mean())
+    assert_same_step(*found)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("reward_model", {"centring": 0.1}), ("dpo", {}), ("kto", {})])
+def test_what_must_not_matter_changes_nothing(name: str, fields: Any) -> None:
+    """A judgement of weight 0, all weights times a number, what stands where there is no token."""
+    task = started_task()
+    config = config_of(name, batch_size=4, **fields)
+    state = moved(name, task, config)
+    step = stepper(name, task, config)
+    learn: Preferences = task.learn
+    number = int(data.batch_indices(state.order, 0, learn.tokens.shape[0], 4)[1])
+    weight = learn.weight.at[number].set(0.0)
+    some = learn._replace(weight=weight)
+    before = step(task.frozen | {"learn": some}, state)
+    changed = {
+        "another completion": some._replace(
+            completion=some.completion.at[number].set(jnp.array([[3, 4, 0, -1, -1], [1, 1, 1, 1, 0]]))
+        ),
+        "twice the weights": some._replace(weight=2 * weight),
+        "padding of prompts": some._replace(tokens=jnp.where(some.valid, some.tokens, 7)),
+    }
+    for what, rows in changed.items():
+        after = step(task.frozen | {"learn": rows}, state)
+        for first, second in zip(
+            jax.tree.leaves(before[0].params), jax.tree.leaves(after[0].params), strict=True
+        ):
+            np.testing.assert_allclose(first, second, rtol=1e-6, atol=1e-8, err_msg=what)
+        np.testing.assert_allclose(before[1].accuracy.total, after[1].accuracy.total, err_msg=what)
+        assert int(after[1].accuracy.count) == 3
+    # and what does: the same judgement with a weight
+    other = step(task.frozen | {"learn": some._replace(weight=learn.weight)}, state)
+    assert abs(float(other[1].loss.value) - float(before[1].loss.value)) > 1e-5
+    nothing = step(task.frozen | {"learn": some._replace(weight=0 * weight)}, state)
+    assert float(nothing[1].loss.total) == 0.0
+    assert float(nothing[1].gradient_norm.total) == 0.0
+    # wider arrays are another program, for the same numbers; the padding, 0, is the stop token of this task
+    wide = some._replace(completion=jnp.pad(some.completion, [(0, 0), (0, 0), (0, 2)], constant_values=-1))
+    if name != "reward_model":  # whose policy would write longer samples
+        wider = task._replace(learn=wide)
+        assert_same_step(before, stepper(name, wider, config)(task.frozen | {"learn": wide}, state))
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo"])
+def test_the_policy_at_the_start_is_no_part_of_simpo_and_orpo(loss: str) -> None:
+    task = started_task()
+    state = moved("dpo", task, config_of("dpo"))
+    products = {}
+    for name in ("sigmoid", loss):
+        config = config_of("dpo", loss=name)
+        make = lambda frozen, state, config=config: dpo.make(task, config, None, frozen).step(
+            jax.random.key(1), state
+        )
+        products[name] = str(jax.make_jaxpr(make)(task.frozen, state)).count("dot_general")
+    assert products[loss] < 0.85 * products["sigmoid"]
+    lost = task.frozen | {"params": jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), task.params)}
+    _, metrics = stepper("dpo", task, config_of("dpo", loss=loss))(lost, state)
+    assert np.isfinite(metrics.loss.value)
+    bare = preferences_task()
+    assert dpo.make(bare, config_of("dpo", loss=loss)).init(jax.random.key(0)).iteration == 0
+
+
+@pytest.mark.parametrize("train", ["all", "lora"])
+def test_dpo_and_kto_begin_with_ties(train: str) -> None:
+    task = started_task()
+    for name, loss in (("dpo", np.log(2)), ("kto", 0.5)):
+        config = config_of(name, train=train)
+        algorithm = algorithms.get(name).make(task, config)
+        state = algorithm.init(jax.random.key(0))
+        metrics = stepper(name, task, config)(task.frozen, state)[1]
+        np.testing.assert_allclose(metrics.loss.value, loss, rtol=1e-6)
+        np.testing.assert_allclose(metrics.margin.value, 0, atol=1e-6)
+        correct, ones = jax.jit(lambda state, a=algorithm: a.measure(state, 100))(state)
+        assert correct.shape == (20,)
+        np.testing.assert_array_equal(ones, 1.0)
+        np.testing.assert_array_equal(correct, 0.5)
+
+
+def test_a_tie_is_shared() -> None:
+    scores = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [jnp.nan, 0.0]])
+    np.testing.assert_array_equal(judgements.right(scores), [1.0, 0.0, 0.5, 0.0])
+    np.testing.assert_allclose(
+        judgements.right(jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])), [1 / 3, 0.5, 0.0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("reward_model", {}),
+        ("reward_model", {"architecture": "t5", "num_micro": 1}),
+        ("dpo", {}),
+        ("dpo", {"architecture": "gru", "loss": "ipo", "num_micro": 1}),
+        ("kto", {}),
+        ("kto", {"train": "lora", "patterns": ("attention/*", "mlp/*"), "learning_rate": 0.05}),
+    ],
+)
+def test_a_preference_that_can_be_told_is_learnt(name: str, fields: dict[str, Any]) -> None:
+    task = started_task(architecture=fields.get("architecture", "llama"))
+    task = task._replace(learn=judged(400, seed=1))
+    config = config_of(name, batch_size=16, total_steps=16 * 100, **fields)
+
+    @jax.jit
+    def train(frozen: Any, key: Any) -> Any:
+        algorithm = algorithms.get(name).make(task, config, None, frozen)
+        state, metrics = rljax.run(algorithm, key, algorithm.init(key), 100)
+        assert algorithm.measure is not None
+        return algorithm.measure(state, 20), metrics
+
+    (correct, ones), metrics = train(task.frozen, jax.random.key(0))
+    assert correct.sum() / ones.sum() >= 0.95
+    assert float(metrics.loss.value[-1]) < float(metrics.loss.value[0])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "t5", "gru"])
+def test_a_score_is_of_the_state_after_the_last_token(architecture: str) -> None:
+    """With and without padding the same, whatever the architecture."""
+    task = preferences_task()
+    algorithm = reward_model.make(
+        task, config_of("reward_model", architecture=architecture, normalization="none")
+    )
+    params = algorithm.init(jax.random.key(0)).params
+    model = language_model(VOCABULARY, tuning(architecture=architecture), LENGTH)
+    pairs = judgements.flat(jax.tree.map(lambda x: x[:3], task.learn))
+    found = rewards.of_model("score", model, params | {"gain": 1.0, "bias": 0.0})
+    hide = lambda tokens, there: jnp.where(there, tokens, -1)
+    prompt, completion = hide(pairs.prompt, pairs.valid), hide(pairs.completion, pairs.mask)
+    batch = found.apply(found.params, prompt, completion, None)
+    for row in range(6):
+        own = prompt[row][prompt[row] >= 0], completion[row][completion[row] >= 0]
+        filled = jnp.append(own[1], 9)[None]
+        hidden = model.completion(params["model"], own[0][None], jnp.ones((1, len(own[0])), bool), filled)
+        score = hidden[0, -1] @ params["head"]["kernel"][:, 0] + params["head"]["bias"][0]
+        np.testing.assert_allclose(batch[row], score, rtol=2e-4, atol=2e-5)
+
+
+def test_scores_are_normalised_on_what_the_policy_at_the_start_writes() -> None:
+    task = started_task()
+    config = config_of("reward_model", normalization_samples=30, train="lora")
+    algorithm = reward_model.make(task, config)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    assert state.samples.completion.shape == (30, 5)
+    ended = np.asarray((state.samples.completion == 0) & state.samples.mask).any(1)
+    assert (ended | np.asarray(state.samples.mask).all(1)).all()
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    params = {"model": task.params, "head": state.params["head"], "gain": state.gain, "bias": state.bias}
+    scores = scored(model, params, state.samples)
+    np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=1e-5)
+    again = rewards.normalised(model, params | {"gain": 7.0}, state.samples)
+    np.testing.assert_allclose([again["gain"], again["bias"]], [state.gain, state.bias], rtol=1e-4, atol=1e-5)
+    after = jax.jit(algorithm.step)(jax.random.key(1), state)[0]
+    for one, other in zip(
+        jax.tree.leaves((state.gain, state.bias, state.samples)),
+        jax.tree.leaves((after.gain, after.bias, after.samples)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    flat = params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
+    assert float(rewards.normalised(model, flat, state.samples)["gain"]) == 1.0
+
+
+def scored(model: Any, params: Any, samples: data.Pairs, **options: Any) -> np.ndarray:
+    reward = rewards.of_model("score", model, params, **options)
+    prompt = jnp.where(samples.valid, samples.prompt, -1)
+    completion = jnp.where(samples.mask, samples.completion, -1)
+    return np.asarray(jax.jit(reward.apply)(reward.params, prompt, completion, None))
+
+
+def test_an_ensemble_is_the_mean_the_least_or_less_than_the_mean() -> None:
+    task = preferences_task()
+    algorithm = reward_model.make(task, config_of("reward_model"))
+    states = jax.jit(jax.vmap(algorithm.init))(jax.random.split(jax.random.key(0), 3))
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    params = states.params | {"gain": states.gain, "bias": states.bias}
+    samples = jax.tree.map(lambda x: x[0], states.samples)
+    alone = np.stack([scored(model, jax.tree.map(lambda x, i=i: x[i], params), samples) for i in range(3)])
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+    for options, expected in (
+        ({}, alone.mean(0)),
+        ({"ensemble": "min"}, alone.min(0)),
+        ({"pessimism": 0.5}, alone.mean(0) - 0.5 * alone.std(0)),
+    ):
+        np.testing.assert_allclose(scored(model, params, samples, **options), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_reward_model_scores_inside_the_program_of_grpo() -> None:
+    judged = started_task()
+    state = reward_model.make(judged, config_of("reward_model")).init(jax.random.key(0))
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    reward = rewards.of_model("liked", model, rewards.normalised(model, state.params, state.samples))
+    prompts = Prompts(judged.learn.tokens, judged.learn.valid)
+    task = Task(
+        *("ones", VOCABULARY, prompts, prompts, judged.params),
+        rewards=(reward,), max_new_tokens=5, stop_ids=(0,),
+    )  # fmt: skip
+    config = grpo.Config(hidden_size=16, num_layers=1, num_heads=2, num_prompts=2, group_size=2)
+
+    def step(frozen: Any, state: Any) -> Any:
+        algorithm = grpo.make(task, config, None, frozen)
+        assert algorithm.split is not None
+        rollout = algorithm.split.sample(jax.random.split(jax.random.key(1))[0], state)
+        return rollout, algorithm.step(jax.random.key(1), state)[1]
+
+    begun = grpo.make(task, config).init(jax.random.key(0))
+    rollout, metrics = jax.jit(step)(task.frozen, begun)
+    completion = jnp.where(rollout.mask, rollout.completion, -1)
+    prompt = jnp.where(rollout.valid, rollout.prompt, -1)
+    expected = reward.apply(reward.params, prompt, completion, None)
+    np.testing.assert_allclose(metrics.rewards["liked"].value, expected.mean(), rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda params: reward.apply(params, prompt, completion, None).sum())(reward.params)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
+    closed = jax.make_jaxpr(step)(task.frozen, begun)
+    assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 10_000
+
+
+def tampered(**fields: Any) -> Task:
+    task = started_task()
+    return task._replace(learn=task.learn._replace(**fields))
+
+
+ROWS: Preferences = preferences_task().learn
+NAN = ROWS.weight.at[3].set(jnp.nan)
+EMPTY = ROWS.completion.at[4, 1].set(-1)
+GAP = ROWS.completion.at[2, 0].set(jnp.array([1, -1, 2, 0, -1]))
+OUTSIDE = ROWS.completion.at[2, 0, 0].set(VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "fields", "says"),
+    [
+        ("dpo", lambda: started_task(3), {}, "has 3 completions to a judgement, and dpo learns from pairs"),
+        ("reward_model", lambda: started_task(3), {}, 'choose loss = "choice"'),
+        ("reward_model", started_task, {"loss": "choice", "margin": "data"}, "margin = 'data'"),
+        ("reward_model", started_task, {"centring": -1.0}, "centring = -1"),
+        ("reward_model", started_task, {"normalization_samples": 1}, "normalization_samples = 1"),
+        ("reward_model", started_task, {"temperature": 0.0}, "temperature = 0"),
+        ("dpo", lambda: tampered(weight=NAN), {}, "learn has the weight nan of row 3: must be finite"),
+        ("kto", lambda: tampered(weight=-ROWS.weight), {}, "must be finite and at least 0"),
+        ("kto", lambda: tampered(weight=0 * ROWS.weight), {}, "no weight above 0"),
+        ("reward_model", lambda: tampered(margin=NAN), {}, "learn has the margin nan of row 3"),
+        ("dpo", lambda: tampered(completion=EMPTY), {}, "empty completion, row 4"),
+        ("dpo", lambda: tampered(completion=GAP), {}, "goes on after −1, row 2"),
+        (
+            "dpo",
+            lambda: tampered(completion=OUTSIDE),
+            {},
+            "completion with tokens 0 to 11, for a vocabulary of",
+        ),
+        ("dpo", lambda: tampered(valid=ROWS.valid.at[1].set(False)), {}, "empty prompt, row 1"),
+        ("dpo", lambda: tampered(completion=ROWS.completion[:, :1]), {}, "with K of 2 or more"),
+        ("dpo", preferences_task, {}, "beta = 0.1: needs the parameters of a policy"),
+        ("kto", preferences_task, {}, "beta = 0.1: needs the parameters of a policy"),
+        ("dpo", started_task, {"beta": 0.0}, "beta = 0: must be above 0"),
+        ("dpo", started_task, {"label_smoothing": 0.7}, "label_smoothing = 0.7"),
+        ("dpo", started_task, {"loss": "sigmiod"}, "did you mean sigmoid?"),
+        ("kto", started_task, {"batch_size": 1, "num_micro": 0}, "batch_size = 1: must be an integer of at"),
+        ("kto", started_task, {"batch_size": 50}, "batch_size = 50: must be at most the 40 judgements"),
+        ("dpo", lambda: Task("rows", 11, ROWS.tokens, ROWS.tokens), {}, "rows has no preferences"),
+    ],
+)
+def test_wrong_data_and_fields_are_one_line(name: str, task: Any, fields: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        algorithms.get(name).make(task(), config_of(name, **fields))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reward_model_that_cannot_judge_a_task_is_refused() -> None:
+    model = language_model(VOCABULARY, tuning(), LENGTH)
+    params = {"model": model.init(jax.random.key(0)), "head": {}}
+    with pytest.raises(ValueError, match=r"reward x: params have no gain: rewards.normalised\(") as caught:
+        rewards.of_model("x", model, params)
+    assert "\n" not in str(caught.value)
+    fitted = params | {"gain": 1.0, "bias": 0.0}
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"ensemble": "max"}, "ensemble = 'max'"),
+        ({"pessimism": -1.0}, "pessimism = -1"),
+        ({"pessimism": 1.0, "ensemble": "min"}, "0 where ensemble"),
+    ]
+    for options, says in wrong:
+        with pytest.raises(ValueError, match=says):
+            rewards.of_model("x", model, fitted, **options)
+    with pytest.raises(ValueError, match="one first axis"):
+        rewards.of_model("x", model, params | {"gain": jnp.ones(2), "bias": jnp.ones(2)})
+    head = {"kernel": jnp.zeros((16, 1)), "bias": jnp.zeros(1)}
+    prompts = Prompts(ROWS.tokens, ROWS.valid)
+
+    def task(vocabulary: Any, size: int = VOCABULARY, tokenizer: Any = None) -> Task:
+        reward = rewards.of_model("x", model, fitted | {"head": head}, vocabulary=vocabulary)
+        return Task("t", size, prompts, prompts, tokenizer=tokenizer, rewards=(reward,), max_new_tokens=5)
+
+    digits, letters = text.character_tokenizer("0123456789"), text.character_tokenizer("abcdefghij")
+    rewards.check(task(None))
+    rewards.check(task(digits, digits.vocab_size, text.character_tokenizer("0123456789")))
+    for other in (task(None, 50), task(digits, digits.vocab_size, letters), task(digits, 50)):
+        with pytest.raises(ValueError, match="reward x has another vocabulary") as caught:
+            rewards.check(other)
+        assert "\n" not in str(caught.value)
