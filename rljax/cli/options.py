@@ -285,16 +285,18 @@ class Rewarded(OfTask):
     model: Annotated[str, kind(str, "NAME"), Optional] = ""
     # Tokens for which sft trains a model first, where there is neither --model nor --init.
     warm_up: Annotated[Number, arg(help_behavior_hint="(default: as its preset says)")] = None
+    # A run of reward_model whose reward takes the place of the task's.
+    reward: Annotated[Path | None, kind(Path, "RUN"), Optional] = None
     samples_every: Count = 0  # Iterations between tables of sampled completions; 0: none.
     samples: Count = 4  # Completions in such a table.
 
     def of_task(self) -> dict[str, Any]:
         shown = {"samples_every": self.samples_every, "samples": self.samples}
-        return super().of_task() | {"warm_up": self.warm_up} | shown
+        return super().of_task() | {"warm_up": self.warm_up, "reward": self.reward} | shown
 
     def task_words(self) -> list[str]:
         words = super().task_words()
-        for name in ("data", "model", "warm_up"):
+        for name in ("data", "model", "warm_up", "reward"):
             if value := getattr(self, name):
                 words += [f"--{name.replace('_', '-')}", typed(value)]
         return words
