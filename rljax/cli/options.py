@@ -219,7 +219,7 @@ class Training:
         }
         name = world if isinstance(world, str) else world.name
         shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{name}")
-        shared["env_arguments"] = dict(map(_key_and_value, self.env_argument))
+        shared["env_arguments"] = dict(map(key_and_value, self.env_argument))
         return shared | (self.of_task() if isinstance(self, OfTask) and self.task else {})
 
     def command(self, values: Mapping[str, Any], *more: str) -> str:
@@ -258,7 +258,7 @@ class OfTask:
 
     def arguments(self) -> dict[str, Any]:
         """Those of the task; what files it reads is `data`."""
-        found = dict(map(_key_and_value, self.task_argument))
+        found = dict(map(key_and_value, self.task_argument))
         files = getattr(getattr(self, "corpus", self), "data", None) or ()
         if isinstance(files, tuple) and len(files) > 1:
             raise ValueError(f"--task {self.task} reads one --data, not {len(files)}")
@@ -302,7 +302,7 @@ class Rewarded(OfTask):
         return words
 
 
-def _key_and_value(text: str) -> tuple[str, Any]:
+def key_and_value(text: str) -> tuple[str, Any]:
     """length=0.7 as ("length", 0.7): a Python literal where it is one, else a string."""
     key, equals, value = text.partition("=")
     if not (equals and key):

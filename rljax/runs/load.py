@@ -152,8 +152,13 @@ def description(
     module, config, swept = stored.configured(run, told)
     start = problems.Start(**told["start"]) if told.get("start") else None
     world = _world(told, module, config) if env is None else env
+    told = dict(told)
     if isinstance(world, Problem):
-        world = problems.started(world, start, config, Path(run))
+        begun = start
+        if env is not None and start is not None and start.reward:  # judged by the rewards that are given
+            begun = start._replace(reward="")
+            told["frozen"] = {name: sum_ for name, sum_ in told["frozen"].items() if name != "rewards"}
+        world = problems.started(world, begun, config, Path(run))
         world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")

@@ -66,8 +66,9 @@ def started(problem: Any, start: Start | None, config: Any, run: Path | None) ->
     """
     if start is None:
         return problem
-    if start.reward:
-        problem = problem._replace(rewards=(pretrained.load_reward(start.reward),))
+    if start.reward:  # the task's own are told, and weigh nothing
+        own = tuple(reward._replace(weight=0.0) for reward in problem.rewards)
+        problem = problem._replace(rewards=(pretrained.load_reward(start.reward), *own))
     if start.kind == "none":
         return problem
     checks.choice(config, "dtype", ("float32", "bfloat16"))
