@@ -94,8 +94,8 @@ class Sweep(Training):
 class Evaluate:
     """Run the trained policies of a run for complete episodes, and print their returns.
 
-    With --task any language model, of a run, a folder or a repository, writes greedy completions of a task's
-    held-out prompts, and their rewards are printed.
+    With --task any language model, of a run, a folder or a repository, writes completions of a task's
+    held-out prompts, greedy or with --sampled at temperature 1, and their rewards are printed.
     """
 
     folder: Run
@@ -125,7 +125,8 @@ class Evaluate:
 
     def judged(self) -> dict[str, Any]:
         arguments = dict(map(key_and_value, self.task_argument))
-        return rljax.judge(self.folder, self.task, arguments, prompts=self.episodes, member=self.member)
+        given = {"temperature": float(self.sampled), "seed": self.seed, "member": self.member}
+        return rljax.judge(self.folder, self.task, arguments, prompts=self.episodes, **given)
 
     def evaluated(self) -> dict[str, Any]:
         return rljax.evaluate(

@@ -129,8 +129,12 @@ def _warm_up(
     there = None if run is None else run / problems.WARM_UP
     if there is not None and (there / folder.SUMMARY).is_file():
         return problem, problems.Start("run", problems.WARM_UP)
+    from rljax.text.problem import demonstrations
+
     fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
-    config = (presets.preset("sft", problem.name) or {}) | fields
+    config = {"batch_size": 16} | (presets.preset("sft", problem.name) or {}) | fields
+    shown = demonstrations(problem.learn)
+    config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
     resume = there is not None and (there / folder.CONFIG).is_file()
     options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
     more = options._asdict()
