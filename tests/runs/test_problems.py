@@ -122,7 +122,8 @@ def test_init_takes_the_sizes_of_the_run_that_it_begins_with(run: Path, tmp_path
 def test_a_sweep_over_numbers_is_one_compilation_from_one_model(tmp_path: Path) -> None:
     grid = {"learning_rate": [1e-4, 1e-3], "kl": [0.0, 0.1]}
     found = rljax.sweep(
-        "grpo", "reverse", grid, GRPO, env_arguments=TASK, seeds=2, steps=STEPS, warm_up=512, out=tmp_path / "sweep", progress=False,
+        "grpo", "reverse", grid, GRPO, env_arguments=TASK, seeds=2, steps=STEPS, warm_up=512,
+        out=tmp_path / "sweep", progress=False,
     )  # fmt: skip
     assert found.compilations == 1
     assert len(found.members) == 8
