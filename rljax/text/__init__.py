@@ -9,6 +9,7 @@ from rljax.text.generate import Completion, generate, stream
 from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
 from rljax.text.problem import Problem, problem
 from rljax.text.score import score
+from rljax.text.token_env import token_env
 from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_vocabulary
 from rljax.text.words import word_tokenizer
 
@@ -33,5 +34,6 @@ __all__ = [
     "score",
     "stream",
     "tasks",
+    "token_env",
     "word_tokenizer",
 ]
