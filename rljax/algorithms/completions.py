@@ -108,7 +108,7 @@ def write(
     )  # fmt: skip
     several = lambda x: jnp.repeat(x, group, axis=0)
     stops = jnp.asarray(task.stop_ids, jnp.int32)
-    stopped = jnp.any((written.tokens[..., None] == stops) & written.mask[..., None], axis=(1, 2))
+    stopped = jnp.any((written.tokens[..., None] == stops[None, None]) & written.mask[..., None], axis=(1, 2))
     return Rollout(
         prompt=several(prompts.tokens),
         valid=several(prompts.valid),

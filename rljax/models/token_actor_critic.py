@@ -26,7 +26,7 @@ def token_actor_critic(
 
     Args:
         model: decoder-only, encoder-decoder or recurrent; with `rljax.models.adapters.attach` its adapters
-            alone are trained.
+            alone are trained, and the base is closed over: a constant of the program.
         params: that policy and critic begin with; None: drawn by `model.init`.
         critic: the value is a head on the policy's hidden states, or on those of a second model.
         temperature: above 0, what logits are divided by: of the policy, when it acts and when it learns.

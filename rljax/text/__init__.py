@@ -1,4 +1,4 @@
-"""The world of text: tokenizers, data, pretrained models with theirs, and generation."""
+"""The world of text: tokenizers, data, pretrained models with theirs, generation, and tokens as an Env."""
 
 from rljax.text import data, rewards, tasks
 from rljax.text.buckets import decode_many
