@@ -57,11 +57,9 @@ def guesses() -> Task:
 
 
 def text_config(**fields: Any) -> rlhf_ppo.Config:
-    # one row of prompts is enough for the schedule to be over its warm-up
-    return rlhf_ppo.Config(
-        **SAME | SIZES | {"num_prompts": 5, "group_size": 3, "total_steps": 15, "value_clip": SAME["clip"]},
-        **{"chunk": 3, "num_epochs": 1} | fields,
-    )
+    # one iteration is the whole run, so that the warm-up of the learning rate is over in it
+    own: dict[str, Any] = {"num_prompts": 5, "group_size": 3, "total_steps": 15, "chunk": 3, "num_epochs": 1}
+    return rlhf_ppo.Config(**SAME | SIZES | own | {"value_clip": SAME["clip"]} | fields)
 
 
 class Steps(NamedTuple):
@@ -93,7 +91,8 @@ def walked(env: Env, rollout: completions.Rollout) -> Steps:
             rows.append((obs, token, reward, terminated, truncated))
             obs = following
         final.append(state)
-    return Steps(*jax.tree.map(lambda *x: jnp.stack(x), *rows), final)
+    obs, action, reward, terminated, truncated = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    return Steps(obs, action, reward, terminated, truncated, final)
 
 
 def sampled(task: Task, config: rlhf_ppo.Config, network: LanguageModel | None = None) -> tuple:
@@ -133,7 +132,8 @@ def test_an_observation_fits_its_space(make: Any) -> None:
 
 
 def test_every_prompt_of_the_part_is_drawn() -> None:
-    for part, number in (("learn", 6), ("held_out", 2)):
+    parts: Any = {"learn": 6, "held_out": 2}
+    for part, number in parts.items():
         env = text.token_env(letters(), part=part)
         _, states = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 100))
         np.testing.assert_array_equal(np.unique(states.row), np.arange(number))
@@ -194,7 +194,7 @@ def test_prompts_can_be_an_argument_of_a_program() -> None:
 
 
 def test_a_shorter_episode_and_a_reward_that_is_not_a_number() -> None:
-    nothing = rewards.of_tokens(lambda prompt, completion, reference: jnp.nan, "nothing")
+    nothing = rewards.of_tokens(lambda prompt, completion, reference: jnp.float32(jnp.nan), "nothing")
     env = text.token_env(letters()._replace(rewards=(nothing,)), max_new_tokens=2)
     _, state = env.reset(jax.random.key(0))
     assert env.max_steps == 2
@@ -361,7 +361,7 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ppo, "Batch", lambda *given: seen.append(batch_type(*given)) or seen[-1])
     stepped, shown, rows = jax.jit(lambda: (*control.step(jax.random.key(4), begun), seen.pop()))()
 
-    near = {"rtol": 1e-4, "atol": 1e-5}
+    near: Any = {"rtol": 1e-4, "atol": 1e-5}
     flat = lambda x: np.asarray(x)[drawn]
     np.testing.assert_array_equal(rows.action[:, 0], flat(rollout.completion))
     np.testing.assert_allclose(rows.log_prob[:, 0], flat(batch.old), **near)
