@@ -13,6 +13,7 @@ from rljax.models.heads import Head, continuous_actions, discrete_actions, polic
 from rljax.models.layers import ACTIVATIONS, CNN, MLP, Dense, orthogonal
 from rljax.models.observations import normalizer
 from rljax.models.q_networks import implicit_quantile_network, q_network, q_policy
+from rljax.models.token_actor_critic import token_actor_critic
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,4 +38,5 @@ __all__ = [
     "policy_head",
     "q_network",
     "q_policy",
+    "token_actor_critic",
 ]

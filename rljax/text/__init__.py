@@ -1,4 +1,4 @@
-"""The world of text: tokenizers, data, pretrained models with theirs, and generation."""
+"""The world of text: tokenizers, data, pretrained models with theirs, generation, and tokens as an Env."""
 
 from rljax.text import data, rewards, tasks
 from rljax.text.buckets import decode_many
@@ -9,6 +9,7 @@ from rljax.text.generate import Completion, generate, stream
 from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
 from rljax.text.problem import Problem, problem
 from rljax.text.score import score
+from rljax.text.token_env import token_env
 from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_vocabulary
 from rljax.text.words import word_tokenizer
 
@@ -33,5 +34,6 @@ __all__ = [
     "score",
     "stream",
     "tasks",
+    "token_env",
     "word_tokenizer",
 ]
