@@ -212,7 +212,7 @@ def test_the_members_of_a_reward_model_judge_alone_and_together(tmp_path: Path) 
         text.rewards.check(judged._replace(tokenizer=other))
     with pytest.raises(ValueError, match="members 0 to 2"):
         rljax.load_reward(tmp_path / "run", 3)
-    with pytest.raises(ValueError, match="is a reward model: rljax.load_reward"):
+    with pytest.raises(ValueError, match=r"is a reward model: rljax\.load_reward"):
         rljax.language_model(tmp_path / "run")
 
 
