@@ -43,6 +43,22 @@ MODELS = {
         "intermediate_size": 352,
         "vocab_size": 65,
     },
+    "25m": {
+        "hidden_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 1376,
+        "vocab_size": 12800,
+    },
+    "100m": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "intermediate_size": 2048,
+        "vocab_size": 24000,
+    },
     "1b": {  # Llama-3.2-1B's
         "hidden_size": 2048,
         "num_hidden_layers": 16,
@@ -108,7 +124,7 @@ def race(
     pinned, limits = arguments.cores or [], []
     open_worker = lambda name: side_by_side.start(
         "language_limit.py" if name == "limit" else script(name),
-        arguments.torch_python if name.startswith("torch") else None,
+        arguments.torch_python if name.startswith(("torch", "trl")) else None,
         pinned,
         arguments.timeout,
     )

@@ -30,7 +30,14 @@ from side_by_side import ratio
 
 HERE = Path(__file__).parent
 NAMES = {"rljax": "rljax", "torch": "PyTorch", "torch-compiled": "PyTorch, torch.compile"}
-ROWS = {"0.1m": (8, 64), "0.8m": (32, 256), "4.5m": (8, 256), "1b": (8, 2048)}  # rows, tokens of each
+ROWS = {  # rows, tokens of each
+    "0.1m": (8, 64),
+    "0.8m": (32, 256),
+    "4.5m": (8, 256),
+    "25m": (8, 256),
+    "100m": (8, 256),
+    "1b": (8, 2048),
+}
 TEXT = 1 << 20  # tokens of the text that rows are drawn from
 DATASHEET = 989e12  # FLOP/s of dense bfloat16 on NVIDIA's H100 and H200
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from rljax.algorithms import trpo as trpo
     from rljax.runs.engine import run as run
     from rljax.runs.evaluate import evaluate as evaluate
+    from rljax.runs.judge import judge as judge
     from rljax.runs.load import load as load
     from rljax.runs.pretrained import language_model as language_model
     from rljax.runs.pretrained import load_reward as load_reward
@@ -66,6 +67,7 @@ _FUNCTIONS = {
     "train": "rljax.runs.train",
     "sweep": "rljax.runs.sweep",
     "evaluate": "rljax.runs.evaluate",
+    "judge": "rljax.runs.judge",
     "load": "rljax.runs.load",
     "language_model": "rljax.runs.pretrained",
     "load_reward": "rljax.runs.pretrained",

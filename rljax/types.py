@@ -93,7 +93,8 @@ class Prompts(NamedTuple):
     tokens: Any  # (N, P) int32, padded on the left
     valid: Any  # (N, P) bool: where there is a token
     reference: PyTree = None  # (N, ...): what the rewards are told of a prompt, such as its answer
-    demonstration: Any = None  # (N, T) int32: a completion to imitate with its stop token, −1 after it
+    # (N, T) int32: a completion to imitate with its stop token, −1 after it; −1 alone where there is none
+    demonstration: Any = None
 
 
 class Preferences(NamedTuple):

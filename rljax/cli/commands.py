@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 import rljax
 from rljax import algorithms
-from rljax.cli.options import ALL, Count, Flag, Folder, Optional, Training, kind, one_of, typed, whole
+from rljax.cli.options import (
+    ALL,
+    Count,
+    Flag,
+    Folder,
+    Optional,
+    Training,
+    key_and_value,
+    kind,
+    one_of,
+    typed,
+    whole,
+)
 
 Run = Annotated[Positional[Path], arg(metavar="RUN", help="A folder that train wrote.")]
 Member = Annotated[int | None, kind(whole, "INT")]
@@ -80,7 +92,11 @@ class Sweep(Training):
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """Run the trained policies of a run for complete episodes, and print their returns."""
+    """Run the trained policies of a run for complete episodes, and print their returns.
+
+    With --task any language model, of a run, a folder or a repository, writes completions of a task's
+    held-out prompts, greedy or with --sampled at temperature 1, and their rewards are printed.
+    """
 
     folder: Run
     episodes: Count = 128  # Complete episodes per member.
@@ -94,8 +110,26 @@ class Evaluate:
         int | None, kind(whole, "ITERATION"), arg(help_behavior_hint="(default: the newest)")
     ] = None
 
+    task: Annotated[str, kind(str, "NAME"), Optional] = ""  # A task of text to judge a model by.
+    # An argument of the task, such as digits=3; may be repeated.
+    task_argument: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(optional)")
+    ] = ()
+
     def run(self) -> None:
-        found = rljax.evaluate(
+        found = self.judged() if self.task else self.evaluated()
+        for name, value in found.items():
+            noun = MEASURED.get(name, "completions" if self.task else "episodes")
+            shown = statistics(value, noun) if isinstance(value, Mapping) else typed(value)
+            print(f"{name.replace('_', ' '):15} {shown}")
+
+    def judged(self) -> dict[str, Any]:
+        arguments = dict(map(key_and_value, self.task_argument))
+        given = {"temperature": float(self.sampled), "seed": self.seed, "member": self.member}
+        return rljax.judge(self.folder, self.task, arguments, prompts=self.episodes, **given)
+
+    def evaluated(self) -> dict[str, Any]:
+        return rljax.evaluate(
             self.folder,
             episodes=self.episodes,
             greedy=not self.sampled,
@@ -103,10 +137,6 @@ class Evaluate:
             member=self.member,
             checkpoint_iteration=self.checkpoint,
         )
-        for name, value in found.items():
-            noun = MEASURED.get(name, "episodes")
-            shown = statistics(value, noun) if isinstance(value, Mapping) else typed(value)
-            print(f"{name.replace('_', ' '):15} {shown}")
 
 
 @dataclass(kw_only=True)

@@ -219,7 +219,7 @@ class Training:
         }
         name = world if isinstance(world, str) else world.name
         shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{name}")
-        shared["env_arguments"] = dict(map(_key_and_value, self.env_argument))
+        shared["env_arguments"] = dict(map(key_and_value, self.env_argument))
         return shared | (self.of_task() if isinstance(self, OfTask) and self.task else {})
 
     def command(self, values: Mapping[str, Any], *more: str) -> str:
@@ -258,7 +258,7 @@ class OfTask:
 
     def arguments(self) -> dict[str, Any]:
         """Those of the task; what files it reads is `data`."""
-        found = dict(map(_key_and_value, self.task_argument))
+        found = dict(map(key_and_value, self.task_argument))
         files = getattr(getattr(self, "corpus", self), "data", None) or ()
         if isinstance(files, tuple) and len(files) > 1:
             raise ValueError(f"--task {self.task} reads one --data, not {len(files)}")
@@ -285,22 +285,24 @@ class Rewarded(OfTask):
     model: Annotated[str, kind(str, "NAME"), Optional] = ""
     # Tokens for which sft trains a model first, where there is neither --model nor --init.
     warm_up: Annotated[Number, arg(help_behavior_hint="(default: as its preset says)")] = None
+    # A run of reward_model whose reward takes the place of the task's.
+    reward: Annotated[Path | None, kind(Path, "RUN"), Optional] = None
     samples_every: Count = 0  # Iterations between tables of sampled completions; 0: none.
     samples: Count = 4  # Completions in such a table.
 
     def of_task(self) -> dict[str, Any]:
         shown = {"samples_every": self.samples_every, "samples": self.samples}
-        return super().of_task() | {"warm_up": self.warm_up} | shown
+        return super().of_task() | {"warm_up": self.warm_up, "reward": self.reward} | shown
 
     def task_words(self) -> list[str]:
         words = super().task_words()
-        for name in ("data", "model", "warm_up"):
+        for name in ("data", "model", "warm_up", "reward"):
             if value := getattr(self, name):
                 words += [f"--{name.replace('_', '-')}", typed(value)]
         return words
 
 
-def _key_and_value(text: str) -> tuple[str, Any]:
+def key_and_value(text: str) -> tuple[str, Any]:
     """length=0.7 as ("length", 0.7): a Python literal where it is one, else a string."""
     key, equals, value = text.partition("=")
     if not (equals and key):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks
-from rljax.runs import checkpoint, engine, load, statistics
+from rljax.runs import checkpoint, engine, load, statistics, stored
 from rljax.types import Env, LanguageModel, Network, Task
 
 
@@ -48,7 +48,7 @@ def evaluate(
     number = len(told["seeds"])
     if member is not None and not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
-    restored = load.saved(run, checkpoint_iteration)
+    restored = stored.saved(run, checkpoint_iteration)
     chosen = list(range(number)) if member is None else [member]
     varied = {name: np.asarray(column)[chosen] for name, column in swept.items()}
     program = engine.build(

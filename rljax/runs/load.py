@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
-from rljax.runs import checkpoint, engine, folder, presets, problems
+from rljax.runs import checkpoint, engine, folder, presets, problems, stored
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
@@ -134,26 +133,6 @@ def check_seed(seed: int, seeds: int) -> int:
     return seed
 
 
-def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
-    """The newest complete checkpoint of a run, or that of iteration `which`.
-
-    Raises: ValueError or FileNotFoundError saying what there is instead.
-    """
-    where = Path(run) / folder.CHECKPOINTS
-    if which is not None:
-        path = where / f"{which:09d}"
-        if not path.is_dir():
-            there = ", ".join(str(int(p.name)) for p in sorted(where.glob("[0-9]" * 9))) or "none"
-            raise FileNotFoundError(f"{run} has no checkpoint of iteration {which}; there is {there}")
-        return checkpoint.restore(path)
-    newest = checkpoint.latest(where)
-    if newest is None:
-        raise FileNotFoundError(
-            f"{run} has no complete checkpoint: train it first, or to its end with --resume"
-        )
-    return checkpoint.restore(newest)
-
-
 def description(
     run: Path | str, env: Env | Task | Problem | None = None, network: Network | LanguageModel | None = None
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
@@ -170,11 +149,16 @@ def description(
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
-    module, config, swept = configured(run, told)
+    module, config, swept = stored.configured(run, told)
     start = problems.Start(**told["start"]) if told.get("start") else None
     world = _world(told, module, config) if env is None else env
+    told = dict(told)
     if isinstance(world, Problem):
-        world = problems.started(world, start, config, Path(run))
+        begun = start
+        if env is not None and start is not None and start.reward:  # judged by the rewards that are given
+            begun = start._replace(reward="")
+            told["frozen"] = {name: sum_ for name, sum_ in told["frozen"].items() if name != "rewards"}
+        world = problems.started(world, begun, config, Path(run))
         world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
@@ -199,22 +183,6 @@ def _world(told: dict[str, Any], module: ModuleType, config: Any) -> Any:
     return envs.make(told["env"], **told["env_arguments"])
 
 
-def configured(run: Path | str, told: dict[str, Any]) -> tuple[ModuleType, Any, dict[str, Any]]:
-    """The algorithm of a run, the Config of its first member, and what differs between members.
-
-    Raises: ValueError naming a field that there is no longer.
-    """
-    module = algorithms.get(told["algorithm"])
-    known = {field.name for field in fields(module.Config)}
-    if unknown := sorted(set(told["config"]) - known):
-        raise ValueError(
-            f"{run}: {told['algorithm']}.Config has no field {unknown[0]}; it was written by another version"
-        )
-    swept = {name: told["config"][name] for name in told["swept"]}
-    values = {name: _frozen(value) for name, value in told["config"].items() if name not in swept}
-    return module, module.Config(**values | {name: column[0] for name, column in swept.items()}), swept
-
-
 def load(
     run: Path | str,
     member: int = 0,
@@ -232,7 +200,7 @@ def load(
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
     config = found.config.replace(**{name: column[member] for name, column in swept.items()})
     algorithm = found.module.make(found.env, engine.strong(config), network)
-    restored = saved(run, checkpoint_iteration)
+    restored = stored.saved(run, checkpoint_iteration)
     shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
     template = jax.tree.map(
         lambda x: np.empty((number, *x.shape), x.dtype), jax.eval_shape(engine.hosted, shapes)
@@ -249,7 +217,7 @@ def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
     Raises: ValueError where shapes differ or the runs' members do not match.
     """
     folder.read(run)
-    restored = saved(run)
+    restored = stored.saved(run)
     here = checkpoint.leaves(states)
     number = next(iter(here.values())).shape[0]
     there = next(iter(restored.leaves.values())).shape[0]
@@ -278,7 +246,3 @@ def retries(run: Path) -> int:
         return int(json.loads((run / folder.FAILURE).read_text())["retry"])
     except (OSError, ValueError, KeyError):
         return 0
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

@@ -14,7 +14,7 @@ import numpy as np
 from rljax.algorithms import language
 from rljax.models import adapters, huggingface, language_models
 from rljax.models.huggingface import Generation
-from rljax.runs import checkpoint, folder, load
+from rljax.runs import checkpoint, folder, stored
 from rljax.text import Pretrained, load_tokenizer, rewards
 from rljax.text.data import Pairs
 from rljax.text.decoding import bare
@@ -45,7 +45,7 @@ def language_model(
         raise ValueError(f"{run} has no tokenizer: train on a text.Corpus, or on a Task with a tokenizer")
     config = _config(run, told, member)
     model, generation = _model(Path(run), told, config, dtype)
-    restored = load.saved(run, checkpoint_iteration)
+    restored = stored.saved(run, checkpoint_iteration)
     inside = (
         "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
     )
@@ -83,7 +83,7 @@ def load_reward(
     told = _told(run)
     if told["algorithm"] != REWARD_MODEL:
         raise ValueError(f"{run} is {told['algorithm']}, no reward model: train reward_model")
-    restored = load.saved(run, checkpoint_iteration)
+    restored = stored.saved(run, checkpoint_iteration)
     if told["config"]["normalization"] == "none" and not unnormalised:
         raise ValueError(
             f'{run} is an unnormalised reward model: train it with normalization = "samples", or allow it '
@@ -133,7 +133,7 @@ def _config(run: Path | str, told: dict[str, Any], member: int) -> Any:
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
-    _, config, swept = load.configured(run, told)
+    _, config, swept = stored.configured(run, told)
     return config.replace(**{name: column[member] for name, column in swept.items()})
 
 

@@ -30,11 +30,14 @@ WARM_UP = "sft"  # the folder, in that of a run, of the run that trained its mod
 
 
 class Start(NamedTuple):
-    """Where the parameters are from. Of a run in a run's folder `source` is relative to that."""
+    """Where the parameters are from, and the reward model that takes the place of a task's rewards. A run in
+    a run's folder is relative to that.
+    """
 
-    kind: str  # "run" or "model"
-    source: str
+    kind: str  # "run", "model" or "none"
+    source: str = ""
     member: int = 0
+    reward: str = ""
 
 
 def named(name: str, arguments: Mapping[str, Any]) -> Any:
@@ -62,6 +65,11 @@ def started(problem: Any, start: Start | None, config: Any, run: Path | None) ->
     Raises: ValueError where the model cannot read the task's tokens; FileNotFoundError.
     """
     if start is None:
+        return problem
+    if start.reward:  # the task's own are told, and weigh nothing
+        own = tuple(reward._replace(weight=0.0) for reward in problem.rewards)
+        problem = problem._replace(rewards=(pretrained.load_reward(start.reward), *own))
+    if start.kind == "none":
         return problem
     checks.choice(config, "dtype", ("float32", "bfloat16"))
     if start.kind == "model":
@@ -98,21 +106,26 @@ def spelt(problem: Any, tokenizer: Any, source: str) -> Any:
     return tasks.make(**told, tokenizer=tokenizer)
 
 
-def start_of(model: str, init: Path | str | None, member: int | None) -> Start | None:
-    """Raises: ValueError where both are given, or the run has several members and none is chosen."""
+def start_of(
+    model: str, init: Path | str | None, member: int | None, reward: Path | str | None
+) -> Start | None:
+    """Raises: ValueError where both model and init are given, or the run has several members and none is
+    chosen.
+    """
     if model and init is not None:
         raise ValueError("model and init both say what to begin with: give one of them")
+    scored = "" if reward is None else str(Path(reward).absolute())
     if model:
         path = Path(model).expanduser()
-        return Start("model", str(path.absolute()) if path.exists() else model)
+        return Start("model", str(path.absolute()) if path.exists() else model, reward=scored)
     if init is None:
-        return None
+        return Start("none", reward=scored) if scored else None
     number = len(folder.read(init)["seeds"])
     if member is None and number > 1:
         raise ValueError(f"--init {init} has {number} members: pick one with --init-member")
     if member is not None and not 0 <= member < number:
         raise ValueError(f"--init-member {member}: {init} has members 0 to {number - 1}")
-    return Start("run", str(Path(init).absolute()), member or 0)
+    return Start("run", str(Path(init).absolute()), member or 0, scored)
 
 
 def sized(config: Any, start: Start) -> Any:

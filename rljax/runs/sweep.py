@@ -58,6 +58,7 @@ def sweep(
     init_member: int | None = None,
     model: str = "",
     warm_up: float | None = None,
+    reward: Path | str | None = None,
     memory_gigabytes: float | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -68,7 +69,7 @@ def sweep(
         config: the values of all other fields, as for `train`.
         memory_gigabytes: a program that would need more on a device is split into equal parts, run one after
             the other with the same compilation; None takes 80 % of what is free.
-        init, init_member, model, warm_up: on a task, as for `train`; all members begin alike.
+        init, init_member, model, warm_up, reward: on a task, as for `train`; all members begin alike.
         options: as for `train`.
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
@@ -88,11 +89,11 @@ def sweep(
     if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
         raise ValueError(f"{run} already holds a sweep or a run: choose another --out")
     if isinstance(setup.env, Task) and setup.env.problem is not None:
-        start = problems.start_of(model, init, init_member)
+        start = problems.start_of(model, init, init_member, reward)
         check = lambda setup: plan(setup, grid, seeds, seed, network)
         setup = begin(setup, start, warm_up, seed, out, chosen, check)
-    elif model or init is not None or warm_up is not None:
-        raise ValueError("init, model and warm_up of a sweep are of tasks of text: leave them out")
+    elif model or any(each is not None for each in (init, warm_up, reward)):
+        raise ValueError("init, model, warm_up and reward of a sweep are of tasks of text: leave them out")
     groups = plan(setup, grid, seeds, seed, network)
     limit = mesh.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
     pieces: list[tuple[Part, dict[Any, Any]]] = []

@@ -36,6 +36,7 @@ def train(
     init_member: int | None = None,
     model: str = "",
     warm_up: float | None = None,
+    reward: Path | str | None = None,
     network: Network | LanguageModel | None = None,
     **options: Any,
 ) -> Result:
@@ -56,6 +57,7 @@ def train(
         model: on a task, a folder or a repository of Hugging Face to start from, instead.
         warm_up: on a task, the tokens for which `sft` trains a model of the Config's sizes where there is
             neither `init` nor `model`; None: as many as its preset says.
+        reward: on a task, a run of reward_model whose members' mean takes the place of the task's rewards.
         network: a Network of one's own, or for a Task a LanguageModel.
         options: the fields of `Options`.
 
@@ -70,11 +72,11 @@ def train(
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         _free(None if out is None else Path(out), resume)
-        start = problems.start_of(model, init, init_member)
+        start = problems.start_of(model, init, init_member, reward)
         check = lambda setup: setup.module.make(setup.env, setup.config, network)
         setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen, check), None, None
-    elif model or warm_up is not None:
-        raise ValueError("model and warm_up are of tasks of text: leave them out")
+    elif model or warm_up is not None or reward is not None:
+        raise ValueError("model, warm_up and reward are of tasks of text: leave them out")
     return train_members(
         setup,
         {},
@@ -106,12 +108,14 @@ def begin(
     if start is not None:
         setup = setup._replace(config=problems.sized(setup.config, start))
         problem = problems.started(problem, start, setup.config, None)
-    elif problems.wants_warm_up(setup.algorithm, problem):
+    if problems.wants_warm_up(setup.algorithm, problem):
         blank = problems.blank(problem, setup.config)
         task, config = problems.world(blank, setup.algorithm, setup.config)
         check(setup._replace(env=task, config=config))
-        problem, start = _warm_up(setup, problem, warm_up, seed, run, options)
-        problem = problem if start is None else problems.started(problem, start, setup.config, run)
+        problem, trained = _warm_up(setup, problem, warm_up, seed, run, options)
+        if trained is not None:
+            start = trained._replace(reward="" if start is None else start.reward)
+            problem = problems.started(problem, start, setup.config, run)
     task, config = problems.world(problem, setup.algorithm, setup.config)
     return setup._replace(env=task, config=config, start=start)
 
@@ -125,8 +129,12 @@ def _warm_up(
     there = None if run is None else run / problems.WARM_UP
     if there is not None and (there / folder.SUMMARY).is_file():
         return problem, problems.Start("run", problems.WARM_UP)
+    from rljax.text.problem import demonstrations
+
     fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
-    config = (presets.preset("sft", problem.name) or {}) | fields
+    config = {"batch_size": 16} | (presets.preset("sft", problem.name) or {}) | fields
+    shown = demonstrations(problem.learn)
+    config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
     resume = there is not None and (there / folder.CONFIG).is_file()
     options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
     more = options._asdict()

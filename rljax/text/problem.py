@@ -63,13 +63,15 @@ def problem(
     *,
     max_new_tokens: int | None = None,
     held_out: float | int = 0.1,
+    demonstrated: int | None = None,
 ) -> Problem:
     """A problem of records {"prompt", "completion" (to imitate, may be missing), …}.
 
     The last `held_out` of the records (a share, or so many) are never learnt from. Token rewards are told of
     each field but the prompt: a string as its tokens (T,) with −1 after them (a completion with its stop
     token), a number or a list of integers as it is, a list with −1 after it. Host rewards get the record.
-    `max_new_tokens` is that of the longest completion where None.
+    `max_new_tokens` is that of the longest completion where None. Only the first `demonstrated` prompts to
+    learn have their completion as a demonstration, where it is not None.
 
     Raises: ValueError in one line naming the record that is wrong.
     """
@@ -93,6 +95,9 @@ def problem(
         reference["completion"] = widen(reference["completion"], length)
     rows = Prompts(tokens, valid, reference, reference.get("completion"))
     first = len(records) - number
+    if demonstrated is not None and rows.demonstration is not None:
+        hidden = (np.arange(len(records)) >= demonstrated) & (np.arange(len(records)) < first)
+        rows = rows._replace(demonstration=np.where(hidden[:, None], -1, rows.demonstration))
     cut = lambda part: jax.tree.map(lambda x: jnp.asarray(x[part]), rows)
     stops = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     rewards = (rewards,) if isinstance(rewards, Reward) else tuple(rewards)
@@ -136,11 +141,12 @@ def task(problem: Problem, learns: Learns) -> Task:
 
 
 def demonstrations(prompts: Prompts) -> Pairs | None:
-    """Prompts with the completions to imitate."""
+    """Prompts with the completions to imitate, of those that have one."""
     if prompts.demonstration is None:
         return None
     mask = prompts.demonstration >= 0
-    return Pairs(prompts.tokens, prompts.valid, jnp.where(mask, prompts.demonstration, 0), mask)
+    pairs = Pairs(prompts.tokens, prompts.valid, jnp.where(mask, prompts.demonstration, 0), mask)
+    return jax.tree.map(lambda x: x[np.asarray(mask.any(axis=1))], pairs)
 
 
 def widen(rows: Any, length: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 
 import rljax
 from rljax.checks import RunError
-from rljax.runs import checkpoint, engine, load
+from rljax.runs import checkpoint, engine, load, stored
 from rljax.runs.record import Result
 from rljax.types import Array, Box, Discrete, Env, Key, Policy
 from tests.runs.tiny import CONFIG, WALK, Quick
@@ -188,9 +188,9 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Result, tmp_path: Path) -> N
     run = tmp_path / "run"
     shutil.copytree(whole.folder, run)
     (run / "checkpoints" / "000000012" / checkpoint.MANIFEST).unlink()
-    assert load.saved(run).iteration == 10
+    assert stored.saved(run).iteration == 10
     with pytest.raises(ValueError, match="000000012 has no manifest"):
-        load.saved(run, 12)
+        stored.saved(run, 12)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(FileNotFoundError, match="has no complete checkpoint"):
-        load.saved(run)
+        stored.saved(run)

@@ -25,6 +25,7 @@ def countdown(
     target: int = 60,
     train: int = 8192,
     held_out: int = 256,
+    demonstrations: int = 0,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
@@ -33,8 +34,10 @@ def countdown(
     Every one of the `numbers` numbers from 1 to `largest` is used, once, with + − · / and parentheses;
     fractions on the way are exact; the target is from 1 to `target`. The reward, of the completion's tokens
     and computed in the program, is 1 or 0; with a `tokenizer` of a pretrained model it is of its text, on the
-    host, where blanks do not count. Each prompt was made from an expression, which is its demonstration.
+    host, where blanks do not count. Each prompt was made from an expression, which is its demonstration; only
+    the first `demonstrations` prompts keep it, where that is not 0.
     """
+    at_least("countdown", 0, demonstrations=demonstrations)
     at_least("countdown", 2, numbers=numbers)
     at_least("countdown", 1, largest=largest, target=target, train=train, held_out=held_out)
     if (largest + 1) ** numbers > LARGEST:
@@ -64,6 +67,7 @@ def countdown(
         on_tokens(own) if tokenizer is None else of_text(solves, "solved", processes=0),
         max_new_tokens=longest if tokenizer is None else None,
         held_out=held_out,
+        demonstrated=demonstrations or None,
     )
 
 

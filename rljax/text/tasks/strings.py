@@ -1,4 +1,7 @@
-"""Strings to reverse and to sort, and sums: tasks with one right answer."""
+"""Strings to reverse and to sort, and sums: tasks with one right answer.
+
+Of the `train` prompts the first `demonstrations` come with their answer, all of them where that is 0.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,15 @@ def reverse(
     max_length: int = 6,
     train: int = 4096,
     held_out: int = 256,
+    demonstrations: int = 0,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
     """abc> is answered by cba. Lengths are uniform, and so are symbols."""
     turned = lambda string: string[::-1]
-    return _strings("reverse", turned, symbols, min_length, max_length, train, held_out, seed, tokenizer)
+    return _strings(
+        "reverse", turned, symbols, min_length, max_length, train, held_out, demonstrations, seed, tokenizer
+    )
 
 
 def sort(
@@ -36,13 +42,16 @@ def sort(
     max_length: int = 6,
     train: int = 4096,
     held_out: int = 256,
+    demonstrations: int = 0,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
     """cab> is answered by abc: in the order of `symbols`, which may be digits. See `reverse`."""
     rank = symbols.index
     turned = lambda string: "".join(sorted(string, key=rank))
-    return _strings("sort", turned, symbols, min_length, max_length, train, held_out, seed, tokenizer)
+    return _strings(
+        "sort", turned, symbols, min_length, max_length, train, held_out, demonstrations, seed, tokenizer
+    )
 
 
 def addition(
@@ -50,11 +59,13 @@ def addition(
     digits: int = 2,
     train: int = 4096,
     held_out: int = 256,
+    demonstrations: int = 0,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
     """12+7= is answered by 19. Both numbers are uniform below 10^digits."""
     at_least("addition", 1, digits=digits, train=train, held_out=held_out)
+    at_least("addition", 0, demonstrations=demonstrations)
     if digits > 18:
         raise ValueError(f"the task addition: digits = {digits}: must be at most 18")
     generator = np.random.default_rng(seed)
@@ -63,7 +74,7 @@ def addition(
         a, b = (int(number) for number in generator.integers(0, 10**digits, 2))
         return f"{a}+{b}=", str(a + b)
 
-    return _answers("addition", draw, "0123456789+=", digits + 2, train, held_out, tokenizer)
+    return _answers("addition", draw, "0123456789+=", digits + 2, train, held_out, demonstrations, tokenizer)
 
 
 def _strings(
@@ -74,12 +85,14 @@ def _strings(
     max_length: int,
     train: int,
     held_out: int,
+    demonstrations: int,
     seed: int,
     tokenizer: Tokenizer | None,
 ) -> Problem:
     check_symbols(name, symbols, MARK)
     at_least(name, 1, min_length=min_length, train=train, held_out=held_out)
     at_least(name, min_length, max_length=max_length)
+    at_least(name, 0, demonstrations=demonstrations)
     generator = np.random.default_rng(seed)
     letters = np.array(list(symbols))
 
@@ -88,7 +101,7 @@ def _strings(
         string = "".join(generator.choice(letters, length))
         return string + MARK, turned(string)
 
-    return _answers(name, draw, symbols + MARK, max_length + 1, train, held_out, tokenizer)
+    return _answers(name, draw, symbols + MARK, max_length + 1, train, held_out, demonstrations, tokenizer)
 
 
 def _answers(
@@ -98,6 +111,7 @@ def _answers(
     longest: int,
     train: int,
     held_out: int,
+    demonstrations: int,
     tokenizer: Tokenizer | None,
 ) -> Problem:
     """(prompt, completion) records of different prompts, rewarded where the completion is that one."""
@@ -113,4 +127,5 @@ def _answers(
         exact_match(),
         max_new_tokens=longest if own else None,
         held_out=held_out,
+        demonstrated=demonstrations or None,
     )

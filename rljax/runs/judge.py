@@ -1,0 +1,107 @@
+"""Judge: how well any language model does a task, by the rewards of its completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rljax import checks
+from rljax.runs import cycle, folder, pretrained, problems, statistics
+
+if TYPE_CHECKING:
+    from rljax.text import Pretrained, Problem, Sampling
+    from rljax.types import Key
+
+
+def judge(
+    model: Path | str,
+    task: str | Problem,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    prompts: int = 128,
+    member: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Rewards of `samples` completions of each of the first `prompts` held-out prompts, at most.
+
+    Args:
+        model: a run of text, or a folder or a repository of Hugging Face.
+        task: a name for `text.tasks.make` with its `arguments`, or a text.Problem.
+        member: of a run, only this one; None takes all.
+        temperature: of what is drawn with `seed`; 0 takes the most probable completion.
+
+    Returns: {"return": statistics of the weighted sum, "rewards/NAME": of each reward, "length": of tokens},
+    NaN where completions could not be scored.
+
+    Raises: ValueError or FileNotFoundError in one line.
+    """
+    for name, value in {"prompts": prompts, "samples": samples}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} = {checks.show(value)}: must be an integer of at least 1")
+    from rljax.text import Sampling
+
+    problem = problems.named(task, arguments or {}) if isinstance(task, str) else task
+    members: list[int | None] = [None]
+    if folder.is_run(model):
+        members = list(range(len(folder.read(model)["seeds"]))) if member is None else [member]
+    elif member is not None:
+        raise ValueError(f"{model} is no run: member is of runs")
+    found: dict[str, list[float]] = {}
+    number = 0
+    for each in members:
+        drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
+        key = jax.random.fold_in(jax.random.key(seed), each or 0)
+        rewards, number = _of_one(_loaded(model, each), problem, str(model), prompts, drawn, samples, key)
+        for name, values in rewards.items():
+            found.setdefault(name, []).append(float(np.mean(values, dtype=np.float64)))
+    return {name: statistics.headline(values, number) for name, values in found.items()}
+
+
+def _loaded(model: Path | str, member: int | None) -> Pretrained:
+    if member is not None:
+        return pretrained.language_model(model, member)
+    from rljax.text import load_pretrained
+
+    return load_pretrained(model)
+
+
+def _of_one(
+    loaded: Pretrained,
+    problem: Problem,
+    source: str,
+    prompts: int,
+    drawn: Sampling,
+    samples: int,
+    key: Key,
+) -> tuple[dict[str, np.ndarray], int]:
+    """What each completion got, by name, and how many there are."""
+    from rljax.algorithms import completions
+    from rljax.text import rewards
+    from rljax.text.problem import task
+
+    problem = problems.spelt(problem, loaded.tokenizer, source)
+    world = task(problem, "prompts")
+    rewards.check(world)
+    some = jax.tree.map(lambda x: x[:prompts], problem.held_out)
+
+    @jax.jit
+    def written(params: Any, frozen: Any) -> Any:
+        rollout = completions.write(loaded.model, params, key, some, world, drawn, samples)
+        return rollout, completions.score(world, frozen, rollout)
+
+    rollout, scores = jax.device_get(written(loaded.params, world.frozen))
+    fill = cycle.on_host(world)
+    if fill is not None:
+        one = lambda tree: jax.tree.map(lambda x: x[None], tree)
+        scores = jax.tree.map(lambda x: x[0], fill(one(rollout), one(scores)))
+    found = {"return": np.asarray(completions.combined(world, jax.tree.map(jnp.asarray, scores)))}
+    for column, reward in enumerate(world.rewards):
+        found[f"rewards/{reward.name}"] = scores.values[:, column]
+    return found | {"length": rollout.mask.sum(axis=1)}, len(rollout.mask)

@@ -1,0 +1,183 @@
+"""Runs on problems of text: where parameters begin, what is recorded, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rljax
+from rljax import text
+from rljax.runs import problems
+from rljax.runs.record import Result
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+TASK: dict[str, Any] = {"symbols": "abc", "max_length": 3, "train": 24, "held_out": 6}
+GRPO = {**SIZES, "num_prompts": 4, "group_size": 4, "learning_rate": 1e-3}
+STEPS = 4 * 4 * 3
+
+
+def train(out: Path | None, **more: Any) -> Result:
+    given: dict[str, Any] = {"steps": STEPS, "seeds": 2, "warm_up": 64 * 8, "progress": False}
+    return rljax.train("grpo", "reverse", GRPO, env_arguments=TASK, out=out, **given | more)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "grpo"
+    train(out, samples_every=2, samples=3, checkpoint_every=2)
+    return out
+
+
+def test_sft_trains_the_model_first_in_the_same_folder(run: Path) -> None:
+    told, first = (json.loads((where / "config.json").read_text()) for where in (run, run / "sft"))
+    assert (first["algorithm"], first["seeds"]) == ("sft", [0])
+    assert {name: first["config"][name] for name in SIZES} == SIZES
+    assert told["start"] == {"kind": "run", "source": "sft", "member": 0, "reward": ""}
+    assert told["task_arguments"] == {"name": "reverse", **TASK}
+    assert told["vocab_size"] == text.tasks.make("reverse", **TASK).tokenizer.vocab_size
+    base = rljax.language_model(run / "sft").params
+    from rljax.runs import checkpoint
+
+    assert checkpoint.sha256_of(base) == told["frozen"]["params"]
+
+
+def test_what_a_run_says(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["algorithm"], summary["task"], summary["headline"]) == ("grpo", "reverse", "return")
+    assert summary["steps"] == STEPS
+    assert len(summary["return"]["per_seed"]) == 2
+    assert summary["return"]["episodes"] == TASK["held_out"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(row["rewards/exact_match"]) == 2 for row in rows)
+    assert all(0 <= value <= 1 for row in rows for value in row["reward"])
+    assert max(max(row["drift"]) for row in rows) < 1e-4
+    assert (run / "curve.png").stat().st_size > 1000
+    loaded = rljax.language_model(run, member=1)
+    assert loaded.generation.stop_ids == (loaded.tokenizer.eos_id,)
+
+
+def test_sampled_completions_are_kept_with_rewards_and_credit(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [2] * 6  # three of each seed, once
+    assert [row["seed"] for row in rows] == [0] * 3 + [1] * 3
+    for row in rows:
+        assert row["prompt"].endswith(">")
+        assert "".join(piece for piece, _, _ in row["tokens"]) == row["completion"]
+        assert all(drawn for _, _, drawn in row["tokens"])
+        assert row["reward"] == row["rewards"]["exact_match"]
+        assert len({advantage for _, advantage, _ in row["tokens"]}) == 1  # GRPO credits a completion
+
+
+def test_a_run_is_taken_up_again_bit_for_bit_and_evaluated(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    half = tmp_path / "half"
+    shutil.copytree(run, half)
+    (half / "summary.json").unlink()
+    shutil.rmtree(half / "checkpoints" / "000000003")
+    train(half, resume=True, checkpoint_every=2)
+    one, other = (json.loads((where / "summary.json").read_text()) for where in (run, half))
+    assert one["state_sha256"] == other["state_sha256"]
+    found = rljax.evaluate(run)
+    np.testing.assert_allclose(found["return"]["per_seed"], one["return"]["per_seed"])
+    judged = rljax.judge(run, "reverse", TASK)
+    np.testing.assert_allclose(judged["return"]["per_seed"], one["return"]["per_seed"])
+    assert judged["rewards/exact_match"] == judged["return"]
+    assert judged["length"]["mean"] == found["episode_length"]["mean"]
+
+
+def test_another_start_is_no_resume(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"start is .* there and .* here"):
+        train(run, resume=True, init=run / "sft")
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(run)
+    with pytest.raises(ValueError, match="task_arguments is"):
+        rljax.train(
+            "grpo", "reverse", GRPO, env_arguments={**TASK, "seed": 1}, steps=STEPS, seeds=2, out=run,
+            resume=True, progress=False,
+        )  # fmt: skip
+
+
+def test_init_takes_the_sizes_of_the_run_that_it_begins_with(run: Path, tmp_path: Path) -> None:
+    config = {"num_prompts": 4, "learning_rate": 1e-3, "kl": 0.1}  # whose defaults are larger
+    result = rljax.train(
+        "rlhf_ppo", "reverse", config, env_arguments=TASK, init=run, init_member=1, steps=8,
+        out=tmp_path / "ppo", progress=False,
+    )  # fmt: skip
+    assert result.config.hidden_size == SIZES["hidden_size"]
+    told = json.loads((tmp_path / "ppo" / "config.json").read_text())
+    assert told["start"]["source"] == str(run.absolute())
+    assert told["start"]["member"] == 1
+    assert rljax.evaluate(tmp_path / "ppo")["iteration"] == 2
+    with pytest.raises(ValueError, match="has 2 members: pick one with --init-member"):
+        rljax.train("rlhf_ppo", "reverse", config, env_arguments=TASK, init=run)
+    with pytest.raises(ValueError, match="members 0 to 1"):
+        rljax.train("rlhf_ppo", "reverse", config, env_arguments=TASK, init=run, init_member=2)
+    with pytest.raises(ValueError, match="vocabulary of"):
+        rljax.train("rlhf_ppo", "sentiment_words", config, init=run, init_member=0)
+
+
+def test_a_sweep_over_numbers_is_one_compilation_from_one_model(tmp_path: Path) -> None:
+    grid = {"learning_rate": [1e-4, 1e-3], "kl": [0.0, 0.1]}
+    found = rljax.sweep(
+        "grpo", "reverse", grid, GRPO, env_arguments=TASK, seeds=2, steps=STEPS, warm_up=512,
+        out=tmp_path / "sweep", progress=False,
+    )  # fmt: skip
+    assert found.compilations == 1
+    assert len(found.members) == 8
+    part = json.loads((tmp_path / "sweep" / "part-000" / "config.json").read_text())
+    assert part["start"]["source"] == "../sft"
+    assert rljax.evaluate(tmp_path / "sweep" / "part-000", member=3)["iteration"] == 3
+
+
+def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    out = tmp_path / "never"
+    wrong = [
+        ({"group_size": 1}, "grpo.Config.group_size = 1: must be an integer of at least 2"),
+        ({"num_prompts": 25}, "num_prompts = 25: must be at most the 24 prompts"),
+        ({"hidden_size": 15}, "num_heads"),
+        ({"kl": -1.0}, "kl = -1: must be at least 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens = 0"),
+        ({"loss": "tokens"}, "did you mean token"),
+    ]
+    for fields, says in wrong:
+        with pytest.raises(ValueError, match=says):
+            rljax.train("grpo", "reverse", {**GRPO, **fields}, env_arguments=TASK, out=out, progress=False)
+    with pytest.raises(ValueError, match="are of tasks of text"):
+        rljax.train("ppo", "CartPole-v1", model="gpt2")
+    with pytest.raises(ValueError, match="ppo needs an environment"):
+        rljax.train("ppo", text.tasks.make("reverse", **TASK))
+    with pytest.raises(ValueError, match="has no preferences"):
+        rljax.train("dpo", "reverse", SIZES, env_arguments=TASK)
+    with pytest.raises(ValueError, match="needs a task"):
+        rljax.train("grpo", text.Corpus("x.txt"))
+    assert not out.exists()
+
+
+def test_too_little_memory_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rljax.checks import RunError
+    from rljax.runs import mesh
+
+    monkeypatch.setattr(mesh, "free_bytes", lambda: 1000.0)
+    with pytest.raises(
+        RunError, match=r"needs .* GiB on each device, of which 0\.0 are free: raise num_micro"
+    ):
+        train(None)
+
+
+def test_a_problem_of_ones_own_is_passed_again(tmp_path: Path) -> None:
+    tokenizer = text.character_tokenizer("ab>")
+    records = [{"prompt": f"{a}{b}>", "completion": f"{b}{a}"} for a in "ab" for b in "ab"]
+    mine = text.problem("mine", tokenizer, records, text.rewards.exact_match(), held_out=1)
+    out = tmp_path / "mine"
+    config = {**GRPO, "num_prompts": 2}
+    rljax.train("grpo", mine, config, steps=8, warm_up=128, out=out, progress=False)
+    told = json.loads((out / "config.json").read_text())
+    assert told["own"] == ["env", "model"]
+    assert told["task_arguments"] is None
+    with pytest.raises(ValueError, match="env= of your own"):
+        rljax.evaluate(out)
+    assert rljax.evaluate(out, env=mine)["iteration"] == 1
+    assert problems.Start(**told["start"]).source == "sft"
