@@ -54,7 +54,9 @@ class Config:
     rank: int = struct.field(pytree_node=False, default=8)
     prefix_length: int = struct.field(pytree_node=False, default=8)
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))
-    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
+        pytree_node=False, default="llama"
+    )  # without a model
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)

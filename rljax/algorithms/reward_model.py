@@ -55,12 +55,14 @@ class Config:
     max_grad_norm: float = 1.0
     alpha: float = 16.0
     batch_size: int = struct.field(pytree_node=False, default=16)  # judgements of an update
-    normalization_samples: int = struct.field(pytree_node=False, default=256)  # at most, one of a prompt
+    normalization_samples: int = struct.field(pytree_node=False, default=256)  # completions
     num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
-    loss: Literal["pairwise", "choice"] = struct.field(pytree_node=False, default="pairwise")  # of scores
+    loss: Literal["pairwise", "choice"] = struct.field(
+        pytree_node=False, default="pairwise"
+    )  # of pairs, or of K
     margin: Literal["none", "data"] = struct.field(
         pytree_node=False, default="none"
-    )  # asked for: none, or that of each judgement
+    )  # that the loss asks for: none, or that of each judgement
     normalization: Literal["samples", "none"] = struct.field(
         pytree_node=False, default="samples"
     )  # of scores: on completions of the policy at the start, or none
@@ -70,7 +72,9 @@ class Config:
     rank: int = struct.field(pytree_node=False, default=8)
     prefix_length: int = struct.field(pytree_node=False, default=8)
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))
-    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
+        pytree_node=False, default="llama"
+    )  # without a model
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)
