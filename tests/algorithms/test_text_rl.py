@@ -1,5 +1,5 @@
-"""RL on text: one compiled cycle is the cycle computed step by step, whatever the rewards, and what is sampled
-is what is learnt.
+"""RL on text: one compiled cycle is the cycle computed step by step, whatever the rewards, and both sides of
+a ratio are of the same distribution.
 """
 
 import functools
@@ -23,15 +23,16 @@ SURE = {**tasks.RL, "kl": 0.1, "temperature": 0.7, "adam_epsilon": 1e-3, "max_gr
 PASSES = {"num_epochs": 2, "num_minibatches": 2}
 CONFIGS: dict[str, Any] = {
     "grpo": grpo.Config(**SURE | PASSES | {"group_size": 3, "num_micro": 2, "clip": 0.01}),
-    "rloo": rloo.Config(**SURE | PASSES | {"group_size": 3, "clip": 0.01}),
+    "rloo": rloo.Config(**SURE | PASSES | {"group_size": 3, "num_micro": 3, "clip": 0.01}),
     "rlhf_ppo": rlhf_ppo.Config(
         **SURE | PASSES | {"missing_end": 0.5, "clip": 0.01, "value_clip": 0.05, "discount": 0.97},
+        num_micro=2,
         schedule="constant",
         kl_controller="adaptive",
         kl_target=0.5,
         kl_horizon=20.0,
     ),
-    "text_reinforce": text_reinforce.Config(**SURE | {"mixing": 0.3}),
+    "text_reinforce": text_reinforce.Config(**SURE | {"mixing": 0.3, "num_micro": 4}),
 }
 MODULES: dict[str, Any] = {
     "grpo": grpo,
@@ -114,6 +115,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_the_compiled_cycle_is_the_one_step_by_step(cycle: Cycle) -> None:
+    """In microbatches and minibatches; the reference has the gradient of a whole minibatch."""
     state, metrics = cycle.programs.step(cycle.config, KEY, cycle.state)
     assert_near(state.params, cycle.reference(), cycle.state.params)
     assert not same(state.params, cycle.state.params)
@@ -215,6 +217,18 @@ def test_ratios_are_one_in_the_first_minibatch(cycle: Cycle) -> None:
     _, metrics = cycle.programs.step(config.replace(learning_rate=1e-2), KEY, cycle.state)
     assert float(metrics.clip_fraction.total) > 0
     assert float(metrics.step_kl.value) > 1e-9
+
+
+def test_a_mixing_of_one_is_imitation_alone() -> None:
+    cycle = cycle_of("text_reinforce")
+    config = cycle.config.replace(mixing=1.0)
+    learn = lambda scores: cycle.programs.learn(config, KEY, cycle.state, cycle.rollout, scores)
+    state, metrics = learn(cycle.scores)
+    right = reference("text_reinforce", tasks.rewarded_task_with_a_model(), cycle._replace(config=config))
+    assert_near(state.params, right, cycle.state.params)
+    assert same(state.params, learn(with_rewards(cycle, [5.0, -5.0]))[0].params)
+    wanted = np.asarray(cycle.rollout.reference["completion"])
+    assert int(metrics.cross_entropy.count) == (wanted >= 0).sum()
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
