@@ -73,6 +73,11 @@ RL: dict[str, Any] = {
 NOT_READ = {False: (), True: ("num_heads",)}  # by recurrent models
 
 
+def configured(module: Any, fields: dict[str, Any], **more: Any) -> Any:
+    """The Config of an algorithm."""
+    return module.Config(**fields | more)
+
+
 def near(prompt: Array, completion: Array, reference: PyTree) -> Array:
     """How many of the first three tokens are right, and a half for an end: something differs at any time."""
     del prompt

@@ -13,6 +13,7 @@ from rljax.algorithms import grpo
 from rljax.models.language_models import language_model
 from rljax.types import Scores
 from tests.algorithms import tasks, text_reference
+from tests.algorithms.tasks import configured
 from tests.algorithms.text_reference import programs
 
 TASK = tasks.rewarded_task_with_a_model()
@@ -38,7 +39,7 @@ class Drawn(NamedTuple):
 
 @functools.cache
 def drawn(oversampling: int = 1) -> Drawn:
-    config = grpo.Config(**FIELDS | {"num_prompts": 4 * oversampling})
+    config = configured(grpo, FIELDS | {"num_prompts": 4 * oversampling})
     made = programs(grpo, TASK)
     state = made.init(config, jax.random.key(0))
     noise = lambda seed, x, size: x + size * jax.random.normal(jax.random.key(seed), x.shape)
@@ -140,7 +141,7 @@ CHOICES = {
 @pytest.mark.parametrize("name", CHOICES)
 def test_each_choice_is_its_formula_however_the_batch_is_cut(name: str) -> None:
     choice, here, made = CHOICES[name], drawn(), programs(grpo, TASK)
-    config = grpo.Config(**FIELDS | choice.fields)
+    config = configured(grpo, FIELDS | choice.fields)
     arguments = KEY, here.state, here.rollout, here.scores
     state, metrics = made.learn(config.replace(num_micro=1), *arguments)
     advantage = choice.advantage(np.asarray(here.scores.values, np.float64)[:, 0])
@@ -169,7 +170,7 @@ def test_each_choice_is_its_formula_however_the_batch_is_cut(name: str) -> None:
 
 def test_a_completion_without_an_end_may_be_left_out_but_counts_in_its_group() -> None:
     here, made = drawn(), programs(grpo, TASK)
-    config = grpo.Config(**FIELDS, overlong="masked")
+    config = configured(grpo, FIELDS, overlong="masked")
     _, metrics = made.learn(config, KEY, here.state, here.rollout, here.scores)
     stopped = np.asarray(here.rollout.stopped)
     assert 0 < stopped.sum() < stopped.size
@@ -181,7 +182,7 @@ def test_a_completion_without_an_end_may_be_left_out_but_counts_in_its_group() -
 
 def test_the_penalty_of_length_grows_within_its_buffer() -> None:
     here, made = drawn(), programs(grpo, TASK)
-    config = grpo.Config(**FIELDS, overlong="penalty", overlong_buffer=2.0, advantage="centred")
+    config = configured(grpo, FIELDS, overlong="penalty", overlong_buffer=2.0, advantage="centred")
     zeros = rewards(12, np.zeros(12))
     credit = np.asarray(made.advantage(config, here.state, here.rollout, zeros))
     lengths = np.asarray(here.rollout.mask).sum(axis=1)
@@ -195,8 +196,8 @@ def test_groups_without_variance_can_be_left_out_of_the_mean() -> None:
     values = np.array([1, 1, 1, 0, 1, 0.5, 0, 0, 0, np.nan, 0.5, 0.5])
     scores = rewards(12, values)
     arguments = KEY, here.state, here.rollout, scores
-    _, every = made.learn(grpo.Config(**FIELDS), *arguments)
-    _, varied = made.learn(grpo.Config(**FIELDS, groups="varied"), *arguments)
+    _, every = made.learn(configured(grpo, FIELDS), *arguments)
+    _, varied = made.learn(configured(grpo, FIELDS, groups="varied"), *arguments)
     assert int(every.entropy.count) == here.mask[np.isfinite(values)].sum()
     assert int(varied.entropy.count) == here.mask[3:6].sum()
     for metrics in (every, varied):
@@ -211,7 +212,7 @@ def test_of_more_prompts_those_that_teach_are_chosen_in_their_order(teaching: tu
     values = np.ones((8, 3))
     values[list(teaching)] = np.random.default_rng(1).normal(size=(len(teaching), 3))
     scores = rewards(24, values.reshape(-1))
-    config = grpo.Config(**FIELDS, groups="resampled", oversampling=2)
+    config = configured(grpo, FIELDS, groups="resampled", oversampling=2)
     state, metrics = made.learn(config, KEY, here.state, here.rollout, scores)
     assert (float(metrics.varied.total), int(metrics.varied.count)) == (len(teaching), 8)
     rows = (np.array(teaching)[:, None] * 3 + np.arange(3)[None]).reshape(-1)
@@ -220,6 +221,6 @@ def test_of_more_prompts_those_that_teach_are_chosen_in_their_order(teaching: tu
     some, them = jax.tree.map(lambda x: x[rows], (here.rollout, scores))
     missing = np.arange(12) >= 3 * len(teaching)
     them = them._replace(values=jnp.where(missing[:, None], jnp.nan, them.values))
-    alone, _ = made.learn(grpo.Config(**FIELDS), KEY, here.state, some, them)
+    alone, _ = made.learn(configured(grpo, FIELDS), KEY, here.state, some, them)
     for one, other in zip(*map(jax.tree.leaves, (state.params, alone.params)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)

@@ -16,6 +16,7 @@ from rljax.text import rewards
 from rljax.text.problem import task as task_of
 from rljax.types import Scores, Task
 from tests.algorithms import tasks, text_reference
+from tests.algorithms.tasks import configured
 from tests.algorithms.text_reference import programs
 
 KEY = jax.random.key(3)
@@ -31,7 +32,7 @@ def of(values: np.ndarray) -> Scores:
 @functools.cache
 def greedy_cycle() -> tuple[Any, Any, Any, Any]:
     """Programs, Config, State and a rollout with the greedy completions at its end."""
-    config = text_reinforce.Config(**FIELDS | {"num_micro": 4}, baseline="greedy", kl=0.1)
+    config = configured(text_reinforce, FIELDS | {"num_micro": 4}, baseline="greedy", kl=0.1)
     made = programs(text_reinforce, tasks.rewarded_task_with_a_model())
     state = made.init(config, jax.random.key(0))
     leaves, structure = jax.tree.flatten(state.params)
@@ -58,7 +59,7 @@ BASELINES = {
 @pytest.mark.parametrize("name", text_reinforce.BASELINES)
 def test_each_baseline_by_hand(name: Any) -> None:
     made, _, state, rollout = greedy_cycle()
-    config = text_reinforce.Config(**FIELDS, baseline=name)
+    config = configured(text_reinforce, FIELDS, baseline=name)
     values = np.concatenate([REWARDS, GREEDY]) if name == "greedy" else REWARDS
     if name != "greedy":
         rollout = jax.tree.map(lambda x: x[:12], rollout)
@@ -74,7 +75,7 @@ def test_each_baseline_by_hand(name: Any) -> None:
 def test_the_moving_baseline_is_the_decayed_mean_of_the_rewards_so_far() -> None:
     made, _, state, rollout = greedy_cycle()
     rollout = jax.tree.map(lambda x: x[:12], rollout)
-    config = text_reinforce.Config(**FIELDS, baseline="moving", baseline_decay=0.8)
+    config = configured(text_reinforce, FIELDS, baseline="moving", baseline_decay=0.8)
     learn = lambda state, values: made.learn(config, KEY, state, rollout, of(values))
     state, metrics = learn(state, REWARDS)
     assert float(metrics.baseline.value) == 0  # of no rewards
@@ -116,7 +117,7 @@ def test_greedy_completions_are_the_most_probable_and_only_a_baseline() -> None:
 
 
 def test_completions_may_be_shorter_than_demonstrations() -> None:
-    config = text_reinforce.Config(**FIELDS, mixing=0.5, max_new_tokens=3)
+    config = configured(text_reinforce, FIELDS, mixing=0.5, max_new_tokens=3)
     algorithm = text_reinforce.make(tasks.rewarded_task(), config)
     state = algorithm.init(jax.random.key(0))
     after, metrics = jax.jit(algorithm.step)(KEY, state)
@@ -131,9 +132,8 @@ def test_completions_may_be_shorter_than_demonstrations() -> None:
 def test_adapters_leave_the_base_which_is_the_policy_at_the_start(train: Any, names: set[str]) -> None:
     task = tasks.rewarded_task_with_a_model()
     before = checkpoint.sha256_of(task.params)
-    config = grpo.Config(
-        **FIELDS | {"rank": 2, "prefix_length": 2, "learning_rate": 0.1}, train=train, kl=0.1
-    )
+    fields = FIELDS | {"rank": 2, "prefix_length": 2, "learning_rate": 0.1}
+    config = configured(grpo, fields, train=train, kl=0.1)
     made = programs(grpo, task)
     state = made.init(config, jax.random.key(0))
     assert {path.split(".")[-1] for path in checkpoint.leaves(state.params)} == names
@@ -147,6 +147,7 @@ def test_adapters_leave_the_base_which_is_the_policy_at_the_start(train: Any, na
         metrics.kl.value, (np.exp(difference) - 1 - difference).mean(), rtol=1e-3, atol=1e-7
     )
     assert (float(metrics.kl.value) < 1e-9) == (train == "lora")  # which begins as its base
+    after = metrics
     for iteration in range(3):
         state, after = made.step(config, jax.random.key(iteration), state)
     assert float(after.kl.value) > float(metrics.kl.value) + 1e-5
@@ -168,7 +169,7 @@ def empty() -> Task:
 
 def short() -> Task:
     """With a model of seven positions, for prompts of four tokens."""
-    config = grpo.Config(**FIELDS)
+    config = configured(grpo, FIELDS)
     model = language_model(tasks.rewarded_task().vocab_size, config, 7)
     return broken(model=model, params=model.init(jax.random.key(0)))
 
@@ -222,7 +223,7 @@ def test_bad_input_is_one_line_before_anything_is_compiled(
     module: Any, task: Any, fields: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        module.make(task(), module.Config(**FIELDS | fields))
+        module.make(task(), configured(module, FIELDS | fields))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -231,14 +232,14 @@ def test_without_demonstrations_there_is_nothing_to_mix_in() -> None:
     records = [{"prompt": prompt} for prompt in ("ab", "ba", "cc", "ca", "ac", "bc")]
     letters = text.character_tokenizer("abc")
     problem = text.problem("free", letters, records, rewards.length(), max_new_tokens=4)
-    config = text_reinforce.Config(**FIELDS | {"num_prompts": 2}, mixing=0.5)
+    config = configured(text_reinforce, FIELDS | {"num_prompts": 2}, mixing=0.5)
     with pytest.raises(ValueError, match=r"mixing = 0\.5: the task free has no demonstrations"):
         text_reinforce.make(task_of(problem, "prompts"), config)
 
 
 def test_a_reward_of_the_host_does_not_enter_a_program() -> None:
     task = broken(rewards=(rewards.of_text(lambda prompt, text, record: 1.0, "own", processes=0),))
-    algorithm = grpo.make(task, grpo.Config(**FIELDS))
+    algorithm = grpo.make(task, configured(grpo, FIELDS))
     state = algorithm.init(jax.random.key(0))
     with pytest.raises(ValueError, match="reward own is computed on the host") as caught:
         jax.eval_shape(algorithm.step, KEY, state)

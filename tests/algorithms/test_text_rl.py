@@ -16,23 +16,25 @@ from rljax.models.language_models import language_model
 from rljax.text.problem import task as task_of
 from rljax.types import LanguageModel, Scores, Task
 from tests.algorithms import tasks, text_reference
+from tests.algorithms.tasks import configured
 from tests.algorithms.text_reference import Programs, programs
 
 # ε of Adam is large, so that parameters with almost no gradient do not move by the sign of its rounding
 SURE = {**tasks.RL, "kl": 0.1, "temperature": 0.7, "adam_epsilon": 1e-3, "max_grad_norm": 0.3}
 PASSES = {"num_epochs": 2, "num_minibatches": 2}
 CONFIGS: dict[str, Any] = {
-    "grpo": grpo.Config(**SURE | PASSES | {"group_size": 3, "num_micro": 2, "clip": 0.01}),
-    "rloo": rloo.Config(**SURE | PASSES | {"group_size": 3, "num_micro": 3, "clip": 0.01}),
-    "rlhf_ppo": rlhf_ppo.Config(
-        **SURE | PASSES | {"missing_end": 0.5, "clip": 0.01, "value_clip": 0.05, "discount": 0.97},
+    "grpo": configured(grpo, SURE | PASSES | {"group_size": 3, "num_micro": 2, "clip": 0.01}),
+    "rloo": configured(rloo, SURE | PASSES | {"group_size": 3, "num_micro": 3, "clip": 0.01}),
+    "rlhf_ppo": configured(
+        rlhf_ppo,
+        SURE | PASSES | {"missing_end": 0.5, "clip": 0.01, "value_clip": 0.05, "discount": 0.97},
         num_micro=2,
         schedule="constant",
         kl_controller="adaptive",
         kl_target=0.5,
         kl_horizon=20.0,
     ),
-    "text_reinforce": text_reinforce.Config(**SURE | {"mixing": 0.3, "num_micro": 4}),
+    "text_reinforce": configured(text_reinforce, SURE | {"mixing": 0.3, "num_micro": 4}),
 }
 MODULES: dict[str, Any] = {
     "grpo": grpo,
@@ -277,7 +279,7 @@ def truncated(logits: np.ndarray, fields: dict[str, float]) -> np.ndarray:
 )
 def test_sampler_and_trainer_agree_on_log_probabilities(architecture: Any, fields: dict[str, Any]) -> None:
     task = tasks.rewarded_task()
-    config = grpo.Config(**tasks.RL | fields | {"group_size": 4}, architecture=architecture)
+    config = configured(grpo, tasks.RL | fields | {"group_size": 4}, architecture=architecture)
     model = language_model(task.vocab_size, config, tasks.reverse().length)
     params = moved(model.init(jax.random.key(1)))
 
@@ -304,7 +306,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(architecture: Any, field
 def test_with_truncation_ratios_stay_one() -> None:
     task = tasks.rewarded_task_with_a_model()
     fields = {**SURE, "top_p": 0.8, "old_log_prob": "sampled", "clip": 1e-5}
-    config = grpo.Config(**fields)
+    config = configured(grpo, fields)
     made = programs(grpo, task)
     _, metrics = made.step(config, KEY, cycle_of("grpo").state)
     assert float(metrics.clip_fraction.total) == 0

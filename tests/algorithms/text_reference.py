@@ -40,8 +40,8 @@ def programs(module: Any, task: Task) -> Programs:
 class Seen(NamedTuple):
     """What a model says of completions."""
 
-    log_prob: jax.Array  # (B, T)
-    hidden: jax.Array  # (B, T, D)
+    log_prob: Any  # (B, T)
+    hidden: Any  # (B, T, D)
 
 
 def arranged(rollout: Rollout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
