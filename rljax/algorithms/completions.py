@@ -43,29 +43,38 @@ class Rollout(NamedTuple):
     stopped: Array  # (B,) bool: whether it met a stop token
 
 
-def check(config: Any, task: Task, model: LanguageModel, rows: int) -> None:
+def length(config: Any, task: Task) -> int:
+    """Of a prompt and a completion together. ValueError in one line where the task has no prompts."""
+    if not isinstance(task.learn, Prompts):
+        raise ValueError(f"the task {task.name} has no prompts: learn is a {type(task.learn).__name__}")
+    if config.max_new_tokens is not None:
+        checks.count(config, "max_new_tokens")
+    return task.learn.tokens.shape[1] + new_tokens(config, task)
+
+
+def check(config: Any, task: Task, model: LanguageModel, oversampling: int = 1) -> None:
     """The fields that this file reads, and the task. ValueError in one line."""
     language.check(config)
     checks.number(config, "temperature", low=0, open_low=True)
     for name in ("top_k", "top_p", "min_p"):
         if getattr(config, name) is not None:
             checks.number(config, name, low=0, high=jnp.inf if name == "top_k" else 1)
-    if config.max_new_tokens is not None:
-        checks.count(config, "max_new_tokens")
     checks.count(config, "num_prompts", "num_epochs", "num_minibatches")
     checks.count(config, "group_size", low=2 if config.reward_normalization == "group" else 1)
     checks.choice(config, "old_log_prob", ("recomputed", "sampled"))
     checks.choice(config, "reward_normalization", ("raw", "group"))
+    rows = config.num_prompts * config.group_size
     if rows % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide the {rows} completions of an update")
     if config.num_micro and rows // config.num_minibatches % config.num_micro:
         checks.complain(
             config, "num_micro", f"must divide the {rows // config.num_minibatches} rows of a minibatch"
         )
-    rewards.check(task)
+    rewards.check(task._replace(max_new_tokens=new_tokens(config, task)))
     number, width = task.learn.tokens.shape
-    if config.num_prompts > number:
-        checks.complain(config, "num_prompts", f"must be at most the {number} prompts of {task.name}")
+    if config.num_prompts * oversampling > number:
+        times = f"{oversampling} times (oversampling) that " if oversampling > 1 else ""
+        checks.complain(config, "num_prompts", f"{times}must be at most the {number} prompts of {task.name}")
     positions = getattr(model.config, "max_positions", None)
     if positions is not None and width + new_tokens(config, task) > positions:
         checks.complain(
@@ -108,7 +117,7 @@ def write(
     )  # fmt: skip
     several = lambda x: jnp.repeat(x, group, axis=0)
     stops = jnp.asarray(task.stop_ids, jnp.int32)
-    stopped = jnp.any((written.tokens[..., None] == stops[None, None]) & written.mask[..., None], axis=(1, 2))
+    stopped = jnp.any(written.mask & jnp.isin(written.tokens, stops), axis=1)
     return Rollout(
         prompt=several(prompts.tokens),
         valid=several(prompts.valid),
@@ -193,7 +202,14 @@ def algorithm(
     """The algorithm of these parts; `params` are those of the policy in a State."""
     reward = lambda rollout: score(task, frozen, rollout)
 
+    def in_the_program() -> None:
+        if host := [each.name for each in task.rewards if each.host]:
+            raise ValueError(
+                f"reward {host[0]} is computed on the host: train with rljax.train, or call split's parts"
+            )
+
     def step(key: Key, state: Any) -> tuple[Any, Any]:
+        in_the_program()
         sample_key, learn_key = jax.random.split(key)
         rollout = sample(sample_key, state)
         return learn(learn_key, state, rollout, reward(rollout))
@@ -205,6 +221,7 @@ def algorithm(
         return write(model, params(state), state.order, some, task, settings)
 
     def measure(state: Any, count: int) -> tuple[Array, Array]:
+        in_the_program()
         rollout = best(state, count)
         return combined(task, reward(rollout)), rollout.mask.sum(axis=1).astype(jnp.float32)
 

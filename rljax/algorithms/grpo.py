@@ -118,7 +118,7 @@ class Metrics(NamedTuple):
     varied: Mean  # groups whose rewards differ
     kl: Mean  # k3 estimate of KL(π ‖ π_start), per token; of nothing without `kl`
     entropy: Mean  # of a token
-    ratio: Mean
+    ratio: Mean  # of a token; of a completion with loss "sequence"
     clip_fraction: Mean
     step_kl: Mean  # k3 estimate of KL(π_old ‖ π), per token
     drift: Mean  # |log π_old − log π when it was drawn| of a token
@@ -137,9 +137,10 @@ LOSSES: dict[str, Callable[..., Array]] = {
         new, old, advantage, config.clip if config.clip_high is None else config.clip_high
     ),
     "sequence": lambda new, old, advantage, mask, config: _clipped(
-        (jax.vmap(losses.sequence_log_ratio)(new, old, mask), jnp.zeros_like(new)), advantage, config
+        (_sequence(new, old, mask), jnp.zeros_like(new)), advantage, config
     ),
 }
+_sequence = jax.vmap(losses.sequence_log_ratio)
 
 
 class Extras(NamedTuple):
@@ -157,9 +158,9 @@ def make(
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
     checks.number(config, "clip", "overlong_buffer", low=0, open_low=True)
-    for name in ("clip_high", "dual_clip"):
+    for name, low in (("clip_high", 0), ("dual_clip", 1)):
         if getattr(config, name) is not None:
-            checks.number(config, name, low=0)
+            checks.number(config, name, low=low)
     checks.count(config, "group_size", low=2)
     checks.count(config, "oversampling")
     checks.choice(config, "loss", LOSSES)
@@ -171,10 +172,10 @@ def make(
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
     frozen = task.frozen if frozen is None else frozen
-    length = task.learn.tokens.shape[1] + completions.new_tokens(config, task)
+    length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)
-    group, wanted = config.group_size, config.num_prompts * config.group_size
-    completions.check(config, task, model, wanted)
+    group = config.group_size
+    completions.check(config, task, model, config.oversampling)
     language.check_start(config, frozen)
     high = config.clip if config.clip_high is None else config.clip_high
 
@@ -191,8 +192,6 @@ def make(
 
     def shaped(rollout: Rollout, scores: Scores) -> Array:
         reward = completions.combined(task, scores, group, config.reward_normalization)
-        if config.overlong == "masked":
-            return jnp.where(rollout.stopped, reward, jnp.nan)
         if config.overlong == "penalty":
             over = rollout.mask.sum(axis=1) - (rollout.mask.shape[1] - config.overlong_buffer)
             return reward - jnp.clip(over / config.overlong_buffer, 0.0, 1.0)
@@ -205,6 +204,8 @@ def make(
         advantage = jax.vmap(ADVANTAGES[config.advantage])(reward, scored)
         varied = jax.vmap(groups.has_variance)(reward, scored)
         learnt = scored if config.groups == "all" else scored & varied[:, None]
+        if config.overlong == "masked":  # its reward still counts for the others of its group
+            learnt &= rollout.stopped.reshape(-1, group)
         return advantage.reshape(-1), learnt.reshape(-1), varied
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
@@ -216,16 +217,18 @@ def make(
     def loss_sum(params: PyTree, part: tuple[Batch, Array]) -> tuple[Array, dict[str, Mean]]:
         rows, weights = part
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
-        over = policy_loss.by_sequence if config.loss == "sequence" else policy_loss.by_token
+        whole = config.loss == "sequence"
+        over, ratio = (policy_loss.by_sequence, _sequence) if whole else (policy_loss.by_token, None)
         total, told = over(trained, params, hidden, rows, weights, loss, config)
-        return total, policy_loss.shown(told, rows, total, 1 - config.clip, 1 + high, rows.extras.start)
+        low = 0.0 if config.loss == "cispo" else 1 - config.clip  # cispo has no lower bound
+        return total, policy_loss.shown(told, rows, total, low, 1 + high, rows.extras.start, ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         about = completions.rewarded(task, rollout, scores)
         advantage, learnt, varied = credit(rollout, scores)
         if config.oversampling > 1:  # the groups that teach something first, in their order
             first = jnp.argsort(~varied, stable=True)[: config.num_prompts]
-            rows = (first[:, None] * group + jnp.arange(group)).reshape(-1)
+            rows = (first[:, None] * group + jnp.arange(group)[None]).reshape(-1)
             rollout, advantage, learnt = jax.tree.map(lambda x: x[rows], (rollout, advantage, learnt))
         old = policy_loss.before(trained, state.params, rollout, config)
         start = None

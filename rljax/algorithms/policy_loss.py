@@ -208,12 +208,15 @@ def shown(
     low: Array | float,
     high: Array | float,
     start: Array | None = None,
+    log_ratio: Callable[[Array, Array, Array], Array] | None = None,
 ) -> dict[str, Mean]:
     """What people look at of a microbatch whose weighted loss is `total`; `low` and `high` bound the ratio,
-    `start` are log-probabilities under the policy at the start.
+    that of a token unless its logarithm is `log_ratio` (log_prob, old, mask); `start` are log-probabilities
+    under the policy at the start.
     """
     mean = lambda values: Mean.of(values, batch.mask)
-    ratio = jnp.exp(told.log_prob - told.old)
+    both = told.log_prob, told.old
+    ratio = jnp.exp(both[0] - both[1] if log_ratio is None else log_ratio(*both, batch.mask))
     return {
         "policy_loss": Mean(total, jnp.int32(0)),  # counted once a step
         "kl": Mean(jnp.float32(0), jnp.int32(0))

@@ -149,10 +149,10 @@ def make(
     checks.choice(config, "advantage_normalization", ("none", "batch"))
     checks.choice(config, "value_loss", losses.VALUE_LOSSES)
     frozen = task.frozen if frozen is None else frozen
-    length = task.learn.tokens.shape[1] + completions.new_tokens(config, task)
+    length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)
     group = config.group_size
-    completions.check(config, task, model, config.num_prompts * group)
+    completions.check(config, task, model)
     language.check_start(config, frozen)
     if config.kl_controller == "adaptive" and config.kl is None:
         checks.complain(config, "kl_controller", "has nothing to control: give kl, its coefficient at first")
@@ -234,12 +234,12 @@ def make(
             loss_sum, token_mean, state.params, state.opt_state, batch, key, state.iteration, config
         )
         far = jnp.zeros(mask.shape[0]) if start is None else policy_loss.sequence_kl(rollout, old, start)
-        coefficient = state.kl_coefficient
+        seen |= {"kl_coefficient": Mean.of(coefficient := state.kl_coefficient)}
         if config.kl_controller == "adaptive":
             bounds = config.kl_target, config.kl_horizon, far.size
             coefficient = adaptive_coefficient(coefficient, far.mean(), *bounds)
-        seen |= {"completion_kl": Mean.of(far), "kl_coefficient": Mean.of(state.kl_coefficient)}
         seen |= {"value": Mean.of(value, mask), "target": Mean.of(target, mask)}
+        seen |= {"completion_kl": Mean.of(far, jnp.full(far.shape, start is not None))}
         metrics = Metrics(*completions.rewarded(task, rollout, scores), **seen)
         return State(params, opt_state, coefficient, state.order, state.iteration + 1), metrics
 

@@ -95,7 +95,7 @@ class Metrics(NamedTuple):
     advantage: Mean  # its magnitude
     kl: Mean  # see policy_loss.shown
     entropy: Mean
-    ratio: Mean
+    ratio: Mean  # of a completion
     clip_fraction: Mean
     step_kl: Mean
     drift: Mean
@@ -106,6 +106,12 @@ class Metrics(NamedTuple):
 class Extras(NamedTuple):
     advantage: Array  # (B, T)
     start: Array | None  # (B, T) log-probabilities under the policy at the start
+
+
+def _log_ratio(log_prob: Array, old: Array, mask: Array) -> Array:
+    """Of a completion, at each of its tokens, (B, T)."""
+    total = jnp.where(mask, log_prob - old, 0.0).sum(axis=1, keepdims=True)
+    return jnp.broadcast_to(total, mask.shape)
 
 
 def make(
@@ -119,10 +125,10 @@ def make(
     checks.count(config, "group_size", low=2)
     checks.choice(config, "advantage_normalization", ("none", "batch"))
     frozen = task.frozen if frozen is None else frozen
-    length = task.learn.tokens.shape[1] + completions.new_tokens(config, task)
+    length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)
-    group, number = config.group_size, config.num_prompts * config.group_size
-    completions.check(config, task, model, number)
+    group = config.group_size
+    completions.check(config, task, model)
     language.check_start(config, frozen)
 
     def init(key: Key) -> State:
@@ -155,17 +161,15 @@ def make(
         return old, policy_loss.log_probs(model, frozen["params"], rollout, config)
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
-        log_ratio = jnp.where(mask, log_prob - old, 0.0).sum(axis=1, keepdims=True)
-        ratio = jnp.broadcast_to(log_ratio, mask.shape)
+        ratio = _log_ratio(log_prob, old, mask)
         return losses.clipped_surrogate(ratio, jnp.zeros_like(ratio), extras.advantage, config.clip)
 
     def loss_sum(params: PyTree, part: tuple[Batch, Array]) -> tuple[Array, dict[str, Mean]]:
         rows, weights = part
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_sequence(trained, params, hidden, rows, weights, loss, config)
-        return total, policy_loss.shown(
-            told, rows, total, 1 - config.clip, 1 + config.clip, rows.extras.start
-        )
+        bounds = 1 - config.clip, 1 + config.clip
+        return total, policy_loss.shown(told, rows, total, *bounds, rows.extras.start, _log_ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         old, start = references(state, rollout)

@@ -11,7 +11,7 @@ The baseline b is one of
     "moving"         an average of all rewards so far, decaying by baseline_decay in each step
     "batch"          the mean reward of the batch
     "leave_one_out"  that of the prompt's other completions, of which there must be some: RLOO on policy
-    "greedy"         the reward of the most probable completion of the prompt (ReMax, self-critical training)
+    "greedy"         that of the prompt's most probable completion, without β (ReMax, self-critical training)
 
 One step samples num_prompts × group_size completions and takes one step of AdamW.
 
@@ -138,11 +138,12 @@ def make(
     checks.number(config, "baseline_decay", low=0, high=1)
     checks.count(config, "group_size", low=2 if config.baseline == "leave_one_out" else 1)
     frozen = task.frozen if frozen is None else frozen
-    length = task.learn.tokens.shape[1] + completions.new_tokens(config, task)
+    length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)
-    group, number = config.group_size, config.num_prompts * config.group_size
-    completions.check(config, task, model, number)
+    completions.check(config, task, model)
     language.check_start(config, frozen)
+    group, number = config.group_size, config.num_prompts * config.group_size
+    of_samples = lambda rows: jax.tree.map(lambda x: x[:number], rows)  # without the greedy completions
     if config.mixing is not None:
         checks.number(config, "mixing", low=0, high=1)
         if task.learn.demonstration is None:
@@ -185,30 +186,30 @@ def make(
         state: State, rollout: Rollout, scores: Scores, start: Array | None
     ) -> tuple[Array, Array, Array]:
         """Advantages, baselines and rewards (B,), NaN where there is none."""
-        reward = completions.combined(task, scores)
+        reward, greedy = jnp.split(completions.combined(task, scores), [number])
         if config.kl is not None and start is not None:
-            reward = reward - config.kl * policy_loss.sequence_kl(rollout, rollout.log_prob, start)
-        reward, greedy = reward[:number], reward[number:]
+            drawn = of_samples(rollout)
+            reward = reward - config.kl * policy_loss.sequence_kl(drawn, drawn.log_prob, start)
         below = baseline(state, reward, jnp.isfinite(reward), greedy)
         return reward - below, below, reward
 
     def distance(rollout: Rollout) -> Array | None:
-        """Log-probabilities under the policy at the start."""
-        if config.kl is None:
-            return None
-        return policy_loss.log_probs(model, frozen["params"], rollout, config)
+        """Log-probabilities of the samples under the policy at the start."""
+        rows = of_samples(rollout)
+        return None if config.kl is None else policy_loss.log_probs(model, frozen["params"], rows, config)
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
         return losses.policy_gradient(log_prob, extras.advantage)
 
     def loss_sum(params: PyTree, part: tuple[Batch, Array]) -> tuple[Array, dict[str, Mean]]:
         rows, weights = part
+        text, share = rows.extras.demonstration, rows.extras.share
+        rows = rows._replace(extras=rows.extras._replace(demonstration=None, share=None))
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_token(trained, params, hidden, rows, weights, loss, config)
         shown = policy_loss.shown(told, rows, total, 0.0, jnp.inf, rows.extras.start)
         likelihood = Mean(jnp.float32(0), jnp.int32(0))
         if config.mixing is not None:
-            text, share = rows.extras.demonstration, rows.extras.share
             tokens = jnp.where(text >= 0, text, 0)
             states = trained.completion(params, rows.prompt, rows.valid, tokens)
             imitation, each = weighted_sum(trained, _nats, params, states, share, tokens, chunk=config.chunk)
@@ -220,9 +221,7 @@ def make(
         start = distance(rollout)
         advantage, below, reward = credit(state, rollout, scores, start)
         scored = jnp.isfinite(advantage)
-        about = completions.rewarded(task, rollout, scores)
-        rollout = jax.tree.map(lambda x: x[:number], rollout)
-        start = None if start is None else start[:number]
+        rollout, scores = of_samples((rollout, scores))
         text = share = None
         if config.mixing is not None:
             text = jnp.repeat(chosen(state).demonstration, group, axis=0)
@@ -236,6 +235,7 @@ def make(
         kept = jnp.isfinite(reward)
         decay = jnp.where(kept.any(), config.baseline_decay, 1.0)
         seen = {name: mean for name, mean in seen.items() if name in Metrics._fields}
+        about = completions.rewarded(task, rollout, scores)
         metrics = Metrics(*about, baseline=Mean.of(below, jnp.isfinite(below)), **seen)
         average = decay * state.baseline + (1 - decay) * masked.masked_mean(reward, kept)
         weight = decay * state.weight + (1 - decay)

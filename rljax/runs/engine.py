@@ -197,25 +197,28 @@ def build(
         arguments = (shared, varied, run_keys, states)
         return compiled("advance", advance, arguments, donate=(3,))(*arguments)
 
-    def halves(states: PyTree, iteration: Any, retry: int) -> tuple[tuple, Any, Any]:
-        """The arguments and the programs of a cycle with the host in its middle."""
+    def of_cycle(states: PyTree, iteration: Any, retry: int) -> tuple:
         shared = (base, frozen, *share((np.int32(0), np.int32(retry), iteration)))
-        arguments = (shared, varied, run_keys, states)
-        sample = compiled("sample", split.sample, arguments)
-        like = jax.eval_shape(over(split.sample), *arguments)
-        return arguments, sample, compiled("learn", split.learn, (*arguments, *placed(like)), donate=(3,))
+        return shared, varied, run_keys, states
+
+    def halves(arguments: tuple) -> tuple[Any, Any, PyTree]:
+        """The two programs of a cycle with the host in its middle, and the shapes of its metrics."""
+        if ("learn", padded) not in cache:
+            compiled("sample", split.sample, arguments)
+            both = (*arguments, *placed(jax.eval_shape(over(split.sample), *arguments)))
+            cache["metrics", padded] = jax.eval_shape(over(split.learn), *both)[1]
+            compiled("learn", split.learn, both, donate=(3,))
+        return cache["sample", padded], cache["learn", padded], cache["metrics", padded]
 
     def cycles(states: PyTree, n: int, retry: int) -> tuple[PyTree, PyTree, Array]:
         """`go` with the host between the two programs of a cycle."""
         assert rewarded is not None
         first = int(states.iteration[0])
-        arguments, _, _ = halves(states, np.int32(first), retry)
-        like = jax.eval_shape(over(split.sample), *arguments)
-        metrics = jax.eval_shape(over(split.learn), *arguments, *like)[1]
-        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        sample, learn, like = halves(of_cycle(states, np.int32(first), retry))
+        sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         bad = np.full(padded, -1, np.int32)
         for iteration in range(first, first + n):
-            arguments, sample, learn = halves(states, np.int32(iteration), retry)
+            arguments = of_cycle(states, np.int32(iteration), retry)
             rollout, scores = sample(*arguments)
             scores = place(rewarded(*fetch((rollout, scores))))
             states, metrics, fine = learn(*arguments, rollout, scores)
@@ -244,7 +247,7 @@ def build(
 
     def memory() -> int:
         if rewarded is not None:
-            programs = halves(shapes(), np.int32(0), 0)[1:]
+            programs = halves(of_cycle(shapes(), np.int32(0), 0))[:2]
         else:
             shared = (base, frozen, *share((np.int32(0), np.int32(0), np.int32(0))))
             programs = [compiled("advance", advance, (shared, varied, run_keys, shapes()), donate=(3,))]

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax import pretrain, sft
+from rljax import pretrain, sft, text
 from rljax.models.language_models import language_model
 from rljax.text import data
 from rljax.text.problem import ragged
-from rljax.types import Preferences, Task
+from rljax.text.problem import task as task_of
+from rljax.types import Array, Preferences, PyTree, Task
 
 VOCABULARY, LENGTH = 11, 12
 SIZES = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "length": LENGTH, "batch_size": 4, "chunk": 5}
@@ -96,6 +97,57 @@ def started_task(completions: int = 2, architecture: str = "llama") -> Task:
     """The same with the parameters of a policy at the start."""
     model = language_model(VOCABULARY, tuning(architecture=architecture), LENGTH)
     return preferences_task(completions, model.init(jax.random.key(9)))
+
+
+RL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "chunk": 3,
+    "num_prompts": 4,
+    "group_size": 2,
+    "total_steps": 400,
+    "learning_rate": 1e-2,
+}
+NOT_READ = {False: (), True: ("num_heads",)}  # by recurrent models
+
+
+def configured(module: Any, fields: dict[str, Any], **more: Any) -> Any:
+    """The Config of an algorithm."""
+    return module.Config(**fields | more)
+
+
+def near(prompt: Array, completion: Array, reference: PyTree) -> Array:
+    """How many of the first three tokens are right, and a half for an end: something differs at any time."""
+    del prompt
+    right = completion[:3] == reference["completion"][:3]
+    return right.sum() + 0.5 * jnp.any(completion == EOS) - 0.25
+
+
+@functools.cache
+def reverse() -> text.Problem:
+    """Two or three letters, whose reverse ends with a stop token: completions of four tokens."""
+    problem = text.tasks.make("reverse", symbols="abc", min_length=2, max_length=3, train=24, held_out=6)
+    return problem._replace(rewards=(text.rewards.of_tokens(near),))
+
+
+EOS = 1  # of the tokenizer there
+
+
+@functools.cache
+def rewarded_task() -> Task:
+    task = task_of(reverse(), "prompts")
+    assert task.stop_ids == (EOS,)
+    return task
+
+
+@functools.cache
+def rewarded_task_with_a_model() -> Task:
+    """`rewarded_task` with the parameters of a model to stay close to."""
+    task = rewarded_task()
+    config = sft.Config(**{name: RL[name] for name in ("hidden_size", "num_layers", "num_heads")})
+    model = language_model(task.vocab_size, config, reverse().length)
+    return task._replace(params=model.init(jax.random.key(9)))
 
 
 def pretraining(**fields: Any) -> pretrain.Config:

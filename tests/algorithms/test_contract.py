@@ -11,8 +11,8 @@ import pytest
 
 import rljax
 from rljax import algorithms, envs
-from rljax.runs import checkpoint, engine, mesh
-from rljax.types import Env, Task
+from rljax.runs import checkpoint, cycle, engine, mesh
+from rljax.types import Env, Preferences, Task
 from tests.algorithms import tasks
 
 
@@ -216,6 +216,50 @@ TABLE = {
         {**tasks.PREFERRING, "train": "lora", "rank": 2},
         {"learning_rate": [1e-3, 1e-2, 3e-2], "desirable_weight": [0.5, 1.0, 1.5]},
     ),
+    "grpo": Row(
+        "grpo",
+        tasks.rewarded_task_with_a_model,
+        {**tasks.RL, "kl": 0.1, "num_epochs": 2, "num_minibatches": 2, "num_micro": 2},
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "kl": [0.0, 0.1, 0.5]},
+    ),
+    "grpo-t5": Row(
+        "grpo",
+        tasks.rewarded_task,
+        {**tasks.RL, "architecture": "t5", "loss": "sequence", "groups": "resampled", "oversampling": 2},
+        {"temperature": [0.7, 1.0, 1.3], "clip": [3e-4, 1e-2, 0.2]},
+    ),
+    "rlhf_ppo": Row(
+        "rlhf_ppo",
+        tasks.rewarded_task_with_a_model,
+        {
+            **tasks.RL,
+            "critic": "separate",
+            "kl": 0.1,
+            "kl_controller": "adaptive",
+            "reward_whitening": "scale",
+            "num_epochs": 2,
+            "num_minibatches": 2,
+        },
+        {"kl_target": [0.1, 1.0, 6.0], "trace_decay": [0.0, 0.5, 0.95]},
+    ),
+    "rlhf_ppo-lora": Row(
+        "rlhf_ppo",
+        tasks.rewarded_task_with_a_model,
+        {**tasks.RL, "train": "lora", "rank": 2, "missing_end": 1.0, "num_epochs": 1},
+        {"alpha": [4.0, 16.0, 32.0], "missing_end": [0.0, 0.5, 1.0]},
+    ),
+    "rloo-gru": Row(
+        "rloo",
+        tasks.rewarded_task,
+        {**tasks.RL, "architecture": "gru", "num_minibatches": 2, "top_p": 0.9},
+        {"learning_rate": [1e-3, 1e-2, 3e-2], "top_p": [0.7, 0.8, 0.9]},
+    ),
+    "text_reinforce": Row(
+        "text_reinforce",
+        tasks.rewarded_task_with_a_model,
+        {**tasks.RL, "baseline": "greedy", "mixing": 0.3, "kl": 0.1, "num_micro": 4},
+        {"mixing": [0.0, 0.3, 1.0], "kl": [0.0, 0.1, 0.5]},
+    ),
 }
 
 
@@ -244,6 +288,17 @@ def observations(world: Env | Task) -> Any:
         )  # from one to four tokens, padded on the left
         return jnp.asarray(drawn), jnp.asarray(valid)
     return jax.jit(jax.vmap(world.reset))(jax.random.split(jax.random.key(1), 64))[0]
+
+
+def steps(config: Any, world: Env | Task) -> int:
+    """What one iteration counts: judgements, tokens that are given, completions that are written, or steps."""
+    if not isinstance(world, Task):
+        return config.num_envs * config.num_steps
+    if isinstance(world.learn, Preferences):
+        return config.batch_size
+    if not world.rewards:
+        return config.batch_size * config.length
+    return config.num_prompts * config.group_size * getattr(config, "oversampling", 1)
 
 
 def program(
@@ -283,9 +338,7 @@ def compiled(row: Row) -> Compiled:
 def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
     module, world, config = parts(row)
     assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
-    sizes = ("batch_size", "length") if isinstance(world, Task) else ("num_envs", "num_steps")
-    sizes = ("batch_size",) if row.algorithm in PREFERENCES else sizes
-    assert config.steps_per_iteration == np.prod([getattr(config, size) for size in sizes])
+    assert config.steps_per_iteration == steps(config, world)
     assert config.initial_steps == getattr(config, "learning_starts", 0)
     assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
     algorithm = module.make(world, config)
@@ -294,7 +347,8 @@ def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), after
     )
-    assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in metrics)
+    means = cycle.means(metrics)
+    assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in means)
 
 
 def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(compiled: Compiled) -> None:
@@ -340,8 +394,8 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
                     np.testing.assert_allclose(
                         several, single, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name
                     )
-            for single_mean, means in zip(counted, mapped[1], strict=True):
-                np.testing.assert_array_equal(means.count[member], single_mean.count)
+            for single, several in zip(cycle.means(counted), cycle.means(mapped[1]), strict=True):
+                np.testing.assert_array_equal(several.count[member], single.count)
 
 
 def test_seeds_differ_from_the_first_iteration(compiled: Compiled) -> None:
@@ -389,7 +443,7 @@ def test_run_inside_a_jit_is_the_same_run(row: Row, compiled: Compiled) -> None:
         return rljax.run(algorithm, run_key, algorithm.init(init_key), 3)
 
     state, metrics = jax.jit(train)(jax.random.key(SEEDS[0]), engine.strong(config))
-    assert {mean.total.shape for mean in metrics} == {(3,)}
+    assert {mean.total.shape for mean in cycle.means(metrics)} == {(3,)}
     for name, leaf in checkpoint.leaves(state.params).items():
         there = checkpoint.leaves(compiled.states.params)[name][0]
         np.testing.assert_allclose(leaf, there, rtol=1e-3, atol=1e-5, err_msg=name)
@@ -432,7 +486,7 @@ def test_wrong_fields_are_one_line_that_names_them(row: Row) -> None:
         "buffer_size": 4,
         "batch_size": 0,
         "length": 1,
-        "num_micro": 3,
+        "num_micro": 5,
         "chunk": 0,
         "warmup_fraction": 0.0,
         "weight_decay": -0.1,
@@ -443,8 +497,22 @@ def test_wrong_fields_are_one_line_that_names_them(row: Row) -> None:
         "train": "lroa",
         "rank": 0,
         "alpha": 0.0,
+        "temperature": 0.0,
+        "top_k": -1.0,
+        "top_p": 1.5,
+        "min_p": -0.1,
+        "num_prompts": 1_000,
+        "group_size": 0,
+        "num_minibatches": 3,
+        "max_new_tokens": 0,
+        "kl": -0.1,
+        "clip": 0.0,
+        "loss": "seqence",
+        "baseline": "greedly",
+        "old_log_prob": "recomputd",
     }.items():
-        if not hasattr(config, field):
+        recurrent = getattr(config, "architecture", None) in ("gru", "lstm")
+        if field not in config.__dataclass_fields__ or field in tasks.NOT_READ[recurrent]:
             continue
         with pytest.raises(ValueError, match=r".") as caught:
             module.make(world, config.replace(**{field: value}))

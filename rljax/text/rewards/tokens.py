@@ -27,11 +27,15 @@ def of_tokens(
 
 
 def exact_match(field: str = "completion", weight: float = 1.0) -> Reward:
-    """1 where the completion is `field` of the reference, its stop token included, else 0."""
+    """1 where the completion is `field` of the reference, its stop token included, else 0. Either may be the
+    longer array.
+    """
 
     def matches(prompt: Array, completion: Array, reference: PyTree) -> Array:
         del prompt
-        return jnp.all(completion == reference[field])
+        wanted, size = reference[field], min(completion.size, reference[field].size)
+        rest = [jnp.all(tokens[size:] < 0) for tokens in (completion, wanted)]
+        return jnp.all(completion[:size] == wanted[:size]) & rest[0] & rest[1]
 
     return of_tokens(matches, "exact_match", weight)
 
