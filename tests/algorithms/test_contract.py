@@ -291,7 +291,7 @@ def observations(world: Env | Task) -> Any:
 
 
 def steps(config: Any, world: Env | Task) -> int:
-    """What one iteration counts: judgements, tokens that are given, completions that are written, or steps."""
+    """What one iteration counts: judgements, tokens that are given, completions, or steps."""
     if not isinstance(world, Task):
         return config.num_envs * config.num_steps
     if isinstance(world.learn, Preferences):
