@@ -206,9 +206,9 @@ def test_seeds_iterations_and_samples_of_a_prompt_differ(cycle: Cycle) -> None:
     assert (groups[:, 0] != groups[:, 1]).any()
 
 
-def test_ratios_are_one_in_the_first_minibatch(cycle: Cycle) -> None:
-    if cycle.name == "text_reinforce":
-        pytest.skip("has no ratio: one step per sample")
+@pytest.mark.parametrize("name", ["grpo", "rloo", "rlhf_ppo"])
+def test_ratios_are_one_in_the_first_minibatch(name: str) -> None:
+    cycle = cycle_of(name)
     # with a rate of almost 0 every minibatch is like the first; clip counts what is further from 1
     config = cycle.config.replace(learning_rate=1e-30, clip=1e-5)
     _, metrics = cycle.programs.step(config, KEY, cycle.state)
