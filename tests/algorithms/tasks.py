@@ -108,6 +108,7 @@ RL: dict[str, Any] = {
     "group_size": 2,
     "total_steps": 400,
     "learning_rate": 1e-2,
+    "adam_epsilon": 1e-4,  # so that a gradient that is 0 but for rounding moves nothing
 }
 NOT_READ = {False: (), True: ("num_heads",)}  # by recurrent models
 
