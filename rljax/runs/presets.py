@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+# A language model that two cores can train.
+SMALL: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "learning_rate": 2e-3}
+
 # (algorithm, environment) -> Config fields that differ from the algorithm's defaults.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "CartPole-v1"): {
@@ -247,7 +250,35 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "buffer_size": 200_000,
         "schedule": "linear",
     },
+    ("sft", "reverse"): {"total_steps": 400_000, "batch_size": 64, **SMALL},
+    ("sft", "sort"): {"total_steps": 300_000, "batch_size": 64, **SMALL},
+    ("sft", "addition"): {"total_steps": 600_000, "batch_size": 64, **SMALL},
 }
+
+
+def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
+    """Of strings and sums, where only how long they learn differs."""
+    shared = {"learning_rate": 5e-4, "beta2": 0.95, "warmup_fraction": 0.05, "schedule": "linear"}
+    shared |= {name: SMALL[name] for name in ("hidden_size", "num_layers")}
+    each = {
+        "rlhf_ppo": {"num_prompts": 256, "num_epochs": 2},
+        "grpo": {"num_prompts": 128, "group_size": 4, "num_epochs": 2},
+        "rloo": {"num_prompts": 128, "group_size": 4, "num_epochs": 2},
+        "text_reinforce": {"num_prompts": 512},
+    }
+    iterations = {"reverse": 600, "sort": 600, "addition": 1500}
+    return {
+        (algorithm, task): {
+            **shared,
+            **fields,
+            "total_steps": number * fields["num_prompts"] * fields.get("group_size", 1),
+        }
+        for algorithm, fields in each.items()
+        for task, number in iterations.items()
+    }
+
+
+PRESETS |= _solvers()
 
 
 def preset(algorithm: str, env: str) -> dict[str, Any] | None:
