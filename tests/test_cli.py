@@ -142,7 +142,7 @@ def test_a_config_option_changes_that_field_of_the_preset(calls, monkeypatch):
 @pytest.mark.parametrize("algorithm", options.ALL)
 def test_every_field_can_be_given_its_own_default(calls, algorithm):
     fields = algorithms.fields(algorithm)
-    words = ["train", algorithm, *(["--data", "x.txt"] if algorithm in algorithms.TEXT else ["--env", "X"])]
+    words = ["train", algorithm, *(["--task", "reverse"] if algorithm in algorithms.TEXT else ["--env", "X"])]
     for field in fields:
         words += [f"--config.{field.name.replace('_', '-')}", options.typed(field.default)]
     assert cli.main(words) == 0

@@ -36,9 +36,10 @@ def load(script: Path) -> ModuleType:
     return module
 
 
-def test_there_is_one_for_every_algorithm() -> None:
+def test_every_algorithm_is_in_one() -> None:
+    sources = "\n".join(path.read_text() for path in SCRIPTS)
     for name in algorithms.TEXT:
-        assert any(path.stem.startswith(f"{name}_") for path in SCRIPTS)
+        assert re.search(rf'rljax\.(train|sweep)\(\s*"{name}"', sources), name
 
 
 def test_it_is_short_and_uses_what_a_user_can_import(script: Path) -> None:
@@ -53,10 +54,11 @@ def test_it_is_short_and_uses_what_a_user_can_import(script: Path) -> None:
 
 def test_its_docstring_names_command_hardware_time_and_result(script: Path) -> None:
     told = ast.get_docstring(ast.parse(script.read_text())) or ""
-    assert f"python experiments/{script.name} DATA" in told
-    assert re.search(r"2 cores of an? |one NVIDIA ", told)
+    data = "DATA" if "data: str" in script.read_text() else "[folder]"
+    assert f"python experiments/{script.name} {data}" in told
+    assert re.search(r"(2 cores|one core) of an? |one NVIDIA ", told)
     assert re.search(r"\d (minutes?|s)\b", told)
-    assert re.search(r"\d\.\d+ nats|chrF \d", told)
+    assert re.search(r"\d\.\d+ nats|chrF \d|\b[01]\.\d\d", told)
     assert "TODO" not in told
 
 
@@ -137,3 +139,43 @@ def test_translation(
     assert not set(english) & set(learnt)
     module.main(str(data), str(tmp_path / "run"))
     assert [set(each) for each in printed(capsys)] == [{"chrf", "bleu"}] * 2
+
+
+RL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_prompts": 4}
+
+
+@pytest.mark.parametrize("name", ["grpo_addition", "rloo_sort", "text_reinforce_reverse"])
+def test_on_a_task(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rljax.runs import presets
+
+    module, task = load(FOLDER / f"{name}.py"), name.rpartition("_")[2]
+    steps = {"total_steps": 4 * 4 * 2.0}
+    monkeypatch.setattr(module, "CONFIG", RL | steps)
+    monkeypatch.setattr(module, "SEEDS", 2)
+    monkeypatch.setitem(presets.PRESETS, ("sft", task), {"total_steps": 1000.0, "batch_size": 8})
+    module.main(str(tmp_path / "run"))
+    found = printed(capsys)
+    assert 0 <= found["before"] <= 1
+    assert len(found["after"]["per_seed"]) == 2
+    assert found["after"]["episodes"] == 256
+
+
+def test_all_of_rlhf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "rlhf_ppo_randomwalks.py")
+    small = {"hidden_size": 16, "num_layers": 1, "batch_size": 4, "num_prompts": 8}
+    for name in ("PRETRAIN", "SFT", "REWARD_MODEL", "PPO", "DPO", "KTO"):
+        config = getattr(module, name)
+        fields = {field: value for field, value in small.items() if hasattr(config, field)}
+        steps = 2 * config.replace(**fields).steps_per_iteration
+        monkeypatch.setattr(module, name, config.replace(**fields, total_steps=float(steps)))
+    for name in ("SEEDS", "JUDGES"):
+        monkeypatch.setattr(module, name, 2)
+    module.main(str(tmp_path / "runs"))
+    found = printed(capsys)
+    assert set(found) == {"sft", "ppo", "ppo-true", "dpo", "kto"}
+    for each in found.values():
+        assert all(0 <= value <= 1 for kind in ("greedy", "sampled") for value in each[kind]["per_seed"])

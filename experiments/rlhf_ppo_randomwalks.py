@@ -1,0 +1,44 @@
+"""All of RLHF in one script, on shortest paths of a graph of 21 nodes (the task `randomwalks`): pretraining on
+walks, `sft` on walks that arrive, reward models of preferences, PPO on their mean; beside it PPO on the true
+optimality, and DPO and KTO on the same preferences.
+
+    python experiments/rlhf_ppo_randomwalks.py [folder]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import rljax
+from rljax import dpo, kto, pretrain, reward_model, rlhf_ppo, sft, text
+
+SEEDS, JUDGES = 5, 3
+PAIRS = 10_000
+PRETRAIN = pretrain.Config(
+    total_steps=500_000, learning_rate=2e-3, batch_size=32, length=32, hidden_size=64, num_layers=2
+)
+SFT = sft.Config(total_steps=300_000, learning_rate=1e-3, batch_size=64)
+REWARD_MODEL = reward_model.Config(total_steps=60_000, learning_rate=1e-3, batch_size=64)
+PPO = rlhf_ppo.Config(total_steps=50_000, learning_rate=3e-4, kl=0.05, num_prompts=128)
+DPO = dpo.Config(total_steps=20_000, learning_rate=2e-4, batch_size=64)
+KTO = kto.Config(total_steps=20_000, learning_rate=2e-4, batch_size=64)
+
+
+def main(folder: str = "runs/randomwalks") -> None:
+    task, out = text.tasks.make("randomwalks", pairs=PAIRS), Path(folder)
+    rljax.train("pretrain", task, PRETRAIN, out=out / "pretrain")
+    rljax.train("sft", task, SFT, init=out / "pretrain", out=out / "sft")
+    rljax.train("reward_model", task, REWARD_MODEL, seeds=JUDGES, init=out / "sft", out=out / "reward")
+    rljax.train("rlhf_ppo", task, PPO, seeds=SEEDS, init=out / "sft", reward=out / "reward", out=out / "ppo")
+    rljax.train("rlhf_ppo", task, PPO, seeds=SEEDS, init=out / "sft", out=out / "ppo-true")
+    rljax.train("dpo", task, DPO, seeds=SEEDS, init=out / "sft", out=out / "dpo")
+    rljax.train("kto", task, KTO, seeds=SEEDS, init=out / "sft", out=out / "kto")
+    found = {}
+    for name in ("sft", "ppo", "ppo-true", "dpo", "kto"):  # by the true optimality, from all 20 nodes
+        sampled = rljax.judge(out / name, task, temperature=1.0, samples=64)["return"]
+        found[name] = {"greedy": rljax.judge(out / name, task)["return"], "sampled": sampled}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
