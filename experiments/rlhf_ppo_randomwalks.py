@@ -1,6 +1,6 @@
-"""All of RLHF in one script, on shortest paths of a graph of 21 nodes (the task `randomwalks`): pretraining on
-walks, `sft` on walks that arrive, reward models of preferences, PPO on their mean; beside it PPO on the true
-optimality, and DPO and KTO on the same preferences.
+"""All of RLHF in one script, on shortest paths of a graph of 21 nodes (the task `randomwalks`): pretraining
+on walks, `sft` on walks that arrive, reward models of preferences, PPO on their mean; beside it PPO on the
+true optimality, and DPO and KTO on the same preferences.
 
     python experiments/rlhf_ppo_randomwalks.py [folder]
 """

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+import rljax
 from rljax import algorithms
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.+?)```", README, re.S))
-OWN = ("environment", "linen", "nnx")
+OWN = ("environment", "linen", "nnx", "task")
 
 
 def test_the_examples_of_what_one_brings_are_short() -> None:
@@ -34,6 +35,13 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     elif name == "text":
         assert scope["result"].summary["loss"]["mean"] < 0.3  # of log 13 = 2.6
         assert scope["completion"].tokens.shape == (2, 20)
+    elif name == "rlhf":
+        for run in ("sft", "ppo", "dpo"):
+            assert 0 <= rljax.judge(f"runs/{run}", scope["task"])["return"]["mean"] <= 1
+    elif name == "task":
+        assert (
+            scope["result"].summary["return"]["mean"] > 0.3
+        )  # one letter of four by chance at six places of seven
     elif name == "pure":
         assert scope["curves"].shape == (2, 3, 40)
         last = np.nanmean(scope["curves"][:, :, -5:], axis=(1, 2))  # NaN where no episode ended
@@ -43,7 +51,7 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_algorithm_has_a_row_with_its_file_and_experiment() -> None:
-    for name in algorithms.NAMES:
+    for name in (*algorithms.NAMES, *algorithms.TEXT):
         assert f"| `{name}` |" in README
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / link).exists(), link
