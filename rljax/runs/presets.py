@@ -9,6 +9,9 @@ from typing import Any
 # A language model that two cores can train.
 SMALL: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "learning_rate": 2e-3}
 
+# Of the run of `sft` that trains the model of a task without a preset.
+WARM_UP: dict[str, Any] = {"total_steps": 500_000, "batch_size": 64, "learning_rate": 2e-3}
+
 # (algorithm, environment) -> Config fields that differ from the algorithm's defaults.
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "CartPole-v1"): {

@@ -132,7 +132,7 @@ def _warm_up(
     from rljax.text.problem import demonstrations
 
     fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
-    config = {"batch_size": 16} | (presets.preset("sft", problem.name) or {}) | fields
+    config = (presets.preset("sft", problem.name) or presets.WARM_UP) | fields
     shown = demonstrations(problem.learn)
     config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
     resume = there is not None and (there / folder.CONFIG).is_file()
