@@ -1,6 +1,10 @@
-"""REINFORCE on reverse, after `sft` on a quarter of the demonstrations.
+"""REINFORCE with a batch baseline on strings to reverse, after `sft` on 448 of the 4,096 demonstrations.
 
-python experiments/text_reinforce_reverse.py [folder]
+    python experiments/text_reinforce_reverse.py [folder]
+
+Took 9.5 minutes on one core of an AMD EPYC that other jobs shared, 5 seeds of 307,200 completions.
+Greedy completions of 256 held-out strings that are right, all of a completion: 0.54 before, 0.999 after (IQM
+over seeds 1.0, 95 % interval 0.997 to 1.0; seeds 1.0, 0.996, 1.0, 1.0, 1.0). All seeds begin with one model.
 """
 
 import json
