@@ -18,8 +18,8 @@ PRETRAIN = pretrain.Config(
     total_steps=500_000, learning_rate=2e-3, batch_size=32, length=32, hidden_size=64, num_layers=2
 )
 SFT = sft.Config(total_steps=300_000, learning_rate=1e-3, batch_size=64)
-REWARD_MODEL = reward_model.Config(total_steps=60_000, learning_rate=1e-3, batch_size=64)
-PPO = rlhf_ppo.Config(total_steps=50_000, learning_rate=3e-4, kl=0.05, num_prompts=128)
+REWARD_MODEL = reward_model.Config(total_steps=40_000, learning_rate=1e-3, batch_size=64)
+PPO = rlhf_ppo.Config(total_steps=40_000, learning_rate=3e-4, kl=0.05, num_prompts=128)
 DPO = dpo.Config(total_steps=20_000, learning_rate=2e-4, batch_size=64)
 KTO = kto.Config(total_steps=20_000, learning_rate=2e-4, batch_size=64)
 

@@ -1,6 +1,11 @@
-"""RLOO on sort, after `sft` on a quarter of the demonstrations.
+"""RLOO on strings to sort, after `sft` on 224 of the 4,096 demonstrations.
 
-python experiments/rloo_sort.py [folder]
+    python experiments/rloo_sort.py [folder]
+
+Took 16 minutes on one core of an AMD EPYC that other jobs shared, 5 seeds of 307,200 completions.
+Greedy completions of 256 held-out strings that are right, all of a completion: 0.61 before, 0.979 after (IQM
+over seeds, 95 % interval 0.977 to 0.980; seeds 0.977, 0.980, 0.980, 0.980, 0.977). All seeds begin with one
+model.
 """
 
 import json
