@@ -1,6 +1,10 @@
-"""GRPO on sums of two numbers below 100, after `sft` on a quarter of the demonstrations.
+"""GRPO on sums of two numbers below 100, after `sft` on 1,024 of the 4,096 demonstrations.
 
-python experiments/grpo_addition.py [folder]
+    python experiments/grpo_addition.py [folder]
+
+Took 27 minutes on one core of an AMD EPYC that other jobs shared, 5 seeds of 768,000 completions.
+Greedy completions of 256 held-out sums that are right: 0.38 before, 0.857 after and still rising (IQM over
+seeds, 95 % interval 0.841 to 0.871; seeds 0.863, 0.863, 0.875, 0.840, 0.844). All seeds begin with one model.
 """
 
 import json
