@@ -39,9 +39,7 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for run in ("sft", "ppo", "dpo"):
             assert 0 <= rljax.judge(f"runs/{run}", scope["task"])["return"]["mean"] <= 1
     elif name == "task":
-        assert (
-            scope["result"].summary["return"]["mean"] > 0.3
-        )  # by chance 0.2
+        assert scope["result"].summary["return"]["mean"] > 0.3  # by chance 0.2
     elif name == "pure":
         assert scope["curves"].shape == (2, 3, 40)
         last = np.nanmean(scope["curves"][:, :, -5:], axis=(1, 2))  # NaN where no episode ended
