@@ -3,6 +3,15 @@ on walks, `sft` on walks that arrive, reward models of preferences, PPO on their
 true optimality, and DPO and KTO on the same preferences.
 
     python experiments/rlhf_ppo_randomwalks.py [folder]
+
+Took 9 minutes on 2 cores of an AMD EPYC. True optimality of paths from all 20 nodes, 64 drawn from each (and
+greedy ones), IQM over 5 seeds of one SFT model, 95 % interval:
+
+    sft                    0.623                           (greedy 0.975)
+    ppo, learned reward    0.988, 0.958 to 0.993           (1.0)
+    ppo, true reward       0.995, 0.962 to 0.997           (1.0)
+    dpo                    0.952, 0.939 to 0.968           (0.95)
+    kto                    0.982, 0.966 to 0.987           (1.0)
 """
 
 import json
