@@ -362,7 +362,10 @@ def test_every_option_of_train_has_help(capsys, monkeypatch):
         ("train ppo", "--env NAME"),
         ("train sft", "Add --data FILE"),
         ("train sft --data a.txt --held-out-fraction 0", "held_out_fraction = 0: must be above 0"),
-        ("train sft --data a.txt --env X", "sft learns text: add --data FILE in place of --env"),
+        (
+            "train sft --data a.txt --env X",
+            "sft learns text: add --data FILE or --task NAME in place of --env",
+        ),
         ("sweep pretrain --env=X", "pretrain learns text"),
         ("train ppo --data a.txt", "ppo learns in an environment: add --env NAME in place of --data"),
         ("train ppo --env X --env-argument length", "KEY=VALUE"),
@@ -529,10 +532,15 @@ def test_help_of_a_field_comes_from_any_of_its_lines(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("algorithm", "env"), list(presets.PRESETS))
 def test_presets_make_a_config_and_an_algorithm(algorithm, env):
     from rljax import envs
+    from rljax.runs import problems
 
     config, used = presets.config_for(algorithm, env, {})
     assert used
-    algorithms.get(algorithm).make(envs.make(env), config)
+    if algorithm in algorithms.TEXT:
+        world, config = problems.world(text.tasks.make(env), algorithm, config)
+    else:
+        world = envs.make(env)
+    algorithms.get(algorithm).make(world, config)
 
 
 def test_overrides_win_over_the_preset_and_that_over_the_defaults(monkeypatch):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import algorithms, checks
-from rljax.runs import folder, pretrained
+from rljax.runs import folder
 from rljax.types import PyTree, Task
 
 SIZES = (
@@ -66,6 +66,8 @@ def started(problem: Any, start: Start | None, config: Any, run: Path | None) ->
     """
     if start is None:
         return problem
+    from rljax.runs import pretrained
+
     if start.reward:  # the task's own are told, and weigh nothing
         own = tuple(reward._replace(weight=0.0) for reward in problem.rewards)
         problem = problem._replace(rewards=(pretrained.load_reward(start.reward), *own))
