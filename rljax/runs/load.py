@@ -115,9 +115,9 @@ def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
     same = all(getattr(config, name, None) == getattr(setup.config, name, None) for name in READ)
     if isinstance(env, Task) and env.corpus is not None and not same:
         env = setup.module.read(env.corpus, config)
-    if isinstance(env, Task) and env.problem is not None and not same:
-        changed = [name for name in problems.SIZES if name in static]
-        if changed and setup.start is not None:
+    if isinstance(env, Task) and env.problem is not None and env.model is not None and not same:
+        changed = [name for name in (*problems.SIZES, "dtype") if name in static]
+        if changed:
             raise ValueError(
                 f"{setup.algorithm}.Config.{changed[0]} is that of the model to begin with: train apart"
             )

@@ -19,13 +19,7 @@ from rljax import algorithms, checks
 from rljax.runs import folder
 from rljax.types import PyTree, Task
 
-SIZES = (
-    "architecture",
-    "hidden_size",
-    "num_layers",
-    "num_heads",
-    "dtype",
-)  # of a model that the Config makes
+SIZES = ("architecture", "hidden_size", "num_layers", "num_heads")  # of a model that the Config makes
 WARM_UP = "sft"  # the folder, in that of a run, of the run that trained its model
 
 
@@ -90,14 +84,10 @@ def started(problem: Any, start: Start | None, config: Any, run: Path | None) ->
 def spelt(problem: Any, tokenizer: Any, source: str) -> Any:
     """The problem in the tokens of a model. Raises: ValueError where it has a vocabulary of its own."""
     from rljax.text import tasks
+    from rljax.text.tokenizer import same_vocabulary
 
     mine = problem.tokenizer
-    same = (mine.name, mine.vocab_size, mine.eos_id) == (
-        tokenizer.name,
-        tokenizer.vocab_size,
-        tokenizer.eos_id,
-    )
-    if same:
+    if same_vocabulary(mine, tokenizer):
         return problem
     told = problem.arguments
     if told is None or "tokenizer" not in inspect.signature(tasks.TASKS[told["name"]]).parameters:
