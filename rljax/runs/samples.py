@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rljax.runs import cycle
 from rljax.types import Scores, Task
 
 FILE = "samples.jsonl"
@@ -24,14 +25,13 @@ def rows(
     "rewards": {name: number, null where it could not be scored}, "tokens": [[text, advantage, drawn by the
     policy], ...]}; without a tokenizer the ids take the place of text.
     """
-    found = []
+    found, total = [], cycle.judged(task, rollout, scores)[0]
     for member, seed in enumerate(members):
         for row in range(min(number, rollout.mask.shape[1])):
             mask = rollout.mask[member, row]
             tokens = rollout.completion[member, row][mask].tolist()
             prompt = rollout.prompt[member, row][rollout.valid[member, row]].tolist()
             values = scores.values[member, row].tolist()
-            total = sum(reward.weight * value for reward, value in zip(task.rewards, values, strict=True))
             credit = advantage[member, row][mask].tolist()
             drawn = rollout.drawn[member, row][mask].tolist()
             pieces = [_text(task, [token]) for token in tokens]
@@ -40,7 +40,7 @@ def rows(
                     "seed": seed,
                     "prompt": _text(task, prompt),
                     "completion": _text(task, tokens),
-                    "reward": plain(total),
+                    "reward": plain(float(total[member, row])),
                     "rewards": {r.name: plain(v) for r, v in zip(task.rewards, values, strict=True)},
                     "tokens": [list(each) for each in zip(pieces, map(plain, credit), drawn, strict=True)],
                 }

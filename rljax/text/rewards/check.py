@@ -14,7 +14,7 @@ from jax.core import Tracer
 from rljax.text.tokenizer import Tokenizer, one_line, same_vocabulary
 from rljax.types import Prompts, Reward, Task
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # it becomes the metric reward/<name>
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # it becomes the metric rewards/NAME
 ROWS = 5  # completions that a reward is tried with, in shape alone
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
+from rljax.math import groups
 from rljax.types import Array
-
-EPSILON = 1e-4
 
 Normalisation = Literal["raw", "group"]
 
@@ -38,10 +38,6 @@ def combine(values: Array, weights: Array, group: int, normalisation: Normalisat
 
 def _standardised(values: Array) -> Array:
     """(N, G, R), over G; NaNs stay and do not count."""
-    there = ~jnp.isnan(values)
-    count = there.sum(1, keepdims=True)
-    mean = jnp.where(there, values, 0.0).sum(1, keepdims=True) / jnp.maximum(count, 1)
-    centred = values - mean
-    squares = jnp.where(there, centred, 0.0) ** 2
-    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / jnp.maximum(count - 1, 1))
-    return centred / (deviation + EPSILON)
+    scored = ~jnp.isnan(values)
+    over_rewards = jax.vmap(groups.standardised, (1, 1), 1)
+    return jnp.where(scored, jax.vmap(over_rewards)(values, scored), jnp.nan)
