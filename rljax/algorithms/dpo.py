@@ -147,7 +147,7 @@ def make(
     judgements.need_pairs(task, frozen, "dpo", "reward_model and kto take more")
     chosen = LOSSES[config.loss]
     if chosen.started:
-        judgements.need_reference(config, frozen)
+        language.need_start(config, "beta", frozen)
 
     def compared(params: PyTree, rows: Preferences) -> tuple[Array, LogProb]:
         """s (B, 2), and log-probabilities (B · 2,)."""

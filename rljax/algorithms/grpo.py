@@ -232,9 +232,7 @@ def make(
             rows = (first[:, None] * group + jnp.arange(group)[None]).reshape(-1)
             rollout, advantage, learnt = jax.tree.map(lambda x: x[rows], (rollout, advantage, learnt))
         old = policy_loss.before(trained, state.params, rollout, config)
-        start = None
-        if config.kl is not None:
-            start = policy_loss.log_probs(model, frozen["params"], rollout, config)
+        start = policy_loss.at_start(model, frozen, rollout, config)
         extras = Extras(jnp.broadcast_to(advantage[:, None], rollout.mask.shape), start)
         batch = policy_loss.batch_of(rollout, learnt[:, None], old, extras)
         weigh = AGGREGATIONS[config.aggregation]

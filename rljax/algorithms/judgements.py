@@ -97,12 +97,6 @@ def need_pairs(task: Task, frozen: PyTree, who: str, other: str) -> None:
         )
 
 
-def need_reference(config: Any, frozen: PyTree) -> None:
-    """ValueError where there are no parameters of a policy at the start."""
-    if "params" not in frozen:
-        checks.complain(config, "beta", "needs the parameters of a policy to stay close to: name a --model")
-
-
 def chosen(order: Key, iteration: Array, learn: Preferences, number: int) -> tuple[Preferences, Array]:
     """The judgements of one iteration, in an order that is new in every epoch, and what each counts among
     them: (B,), which sum to 1, or to 0 where all of them are 0.

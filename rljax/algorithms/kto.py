@@ -106,7 +106,7 @@ def make(
     length = judgements.size(task, frozen)
     base, model, begin = language.adapted(task, config, network, frozen, length)
     judgements.check(config, task, frozen, model, length)
-    judgements.need_reference(config, frozen)
+    language.need_start(config, "beta", frozen)
     number = frozen["learn"].completion.shape[1]
 
     def compared(params: PyTree, rows: Preferences) -> tuple[Array, Array]:

@@ -63,11 +63,15 @@ def adapted(
 
 def check_start(config: Any, frozen: PyTree) -> None:
     """`kl`, the coefficient of a penalty towards the policy at the start. ValueError where there is none."""
-    if config.kl is None:
-        return
-    checks.number(config, "kl", low=0)
+    if config.kl is not None:
+        checks.number(config, "kl", low=0)
+        need_start(config, "kl", frozen)
+
+
+def need_start(config: Any, field: str, frozen: PyTree) -> None:
+    """ValueError where there are no parameters of a policy at the start, which `field` is about."""
     if "params" not in frozen:
-        checks.complain(config, "kl", "needs the parameters of a policy to stay close to: name a --model")
+        checks.complain(config, field, "needs the parameters of a policy to stay close to: name a --model")
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:

@@ -110,6 +110,11 @@ def before(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) 
     return log_probs(model, params, rollout, config)
 
 
+def at_start(model: LanguageModel, frozen: PyTree, rollout: Rollout, config: Any) -> Array | None:
+    """Log-probabilities (B, T) under the policy at the start; None where there is no `kl` to it."""
+    return None if config.kl is None else log_probs(model, frozen["params"], rollout, config)
+
+
 def sequence_kl(rollout: Rollout, log_prob: Array, start: Array) -> Array:
     """(B,) the k1 estimate of KL(π ‖ π_start), summed over what a policy wrote: for a reward."""
     return jnp.where(rollout.drawn, divergences.k1(log_prob, start), 0.0).sum(axis=1)

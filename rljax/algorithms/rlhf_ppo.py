@@ -188,9 +188,7 @@ def make(
 
         old, value = policy_loss.in_parts(part, rollout, config)
         old = rollout.log_prob if config.old_log_prob == "sampled" else old
-        if config.kl is None:
-            return old, value, None
-        return old, value, policy_loss.log_probs(model, frozen["params"], rollout, config)
+        return old, value, policy_loss.at_start(model, frozen, rollout, config)
 
     def credit(
         state: State, rollout: Rollout, scores: Scores, old: Array, value: Array, start: Array | None

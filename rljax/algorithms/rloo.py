@@ -156,9 +156,7 @@ def make(
     def references(state: State, rollout: Rollout) -> tuple[Array | None, Array | None]:
         """Log-probabilities before the update and under the policy at the start."""
         old = policy_loss.before(trained, state.params, rollout, config)
-        if config.kl is None:
-            return old, None
-        return old, policy_loss.log_probs(model, frozen["params"], rollout, config)
+        return old, policy_loss.at_start(model, frozen, rollout, config)
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
         ratio = _log_ratio(log_prob, old, mask)

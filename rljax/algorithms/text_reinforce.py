@@ -195,8 +195,7 @@ def make(
 
     def distance(rollout: Rollout) -> Array | None:
         """Log-probabilities of the samples under the policy at the start."""
-        rows = of_samples(rollout)
-        return None if config.kl is None else policy_loss.log_probs(model, frozen["params"], rows, config)
+        return policy_loss.at_start(model, frozen, of_samples(rollout), config)
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
         return losses.policy_gradient(log_prob, extras.advantage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from rljax.runs import cycle, folder, pretrained, problems, statistics
 
 if TYPE_CHECKING:
     from rljax.text import Pretrained, Problem, Sampling
-    from rljax.types import Key
+    from rljax.types import Key, LanguageModel, PyTree
 
 
 def judge(
@@ -53,12 +53,16 @@ def judge(
         members = list(range(len(folder.read(model)["seeds"]))) if member is None else [member]
     elif member is not None:
         raise ValueError(f"{model} is no run: member is of runs")
+    loaded = _loaded(model, members[0])
+    problem = problems.spelt(problem, loaded.tokenizer, str(model))
+    drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
+    measure = _measure(loaded.model, problem, prompts, drawn, samples)
     found: dict[str, list[float]] = {}
     number = 0
-    for each in members:
-        drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
+    for place, each in enumerate(members):
+        params = loaded.params if place == 0 else _loaded(model, each).params
         key = jax.random.fold_in(jax.random.key(seed), each or 0)
-        rewards, number = _of_one(_loaded(model, each), problem, str(model), prompts, drawn, samples, key)
+        rewards, number = measure(params, key)
         for name, values in rewards.items():
             found.setdefault(name, []).append(float(np.mean(values, dtype=np.float64)))
     return {name: statistics.headline(values, number) for name, values in found.items()}
@@ -72,36 +76,34 @@ def _loaded(model: Path | str, member: int | None) -> Pretrained:
     return load_pretrained(model)
 
 
-def _of_one(
-    loaded: Pretrained,
-    problem: Problem,
-    source: str,
-    prompts: int,
-    drawn: Sampling,
-    samples: int,
-    key: Key,
-) -> tuple[dict[str, np.ndarray], int]:
-    """What each completion got, by name, and how many there are."""
+def _measure(
+    model: LanguageModel, problem: Problem, prompts: int, drawn: Sampling, samples: int
+) -> Callable[[PyTree, Key], tuple[dict[str, np.ndarray], int]]:
+    """(params, key) -> what each completion got, by name, and how many there are: one program for all members
+    of a run.
+    """
     from rljax.algorithms import completions
     from rljax.text import rewards
     from rljax.text.problem import task
 
-    problem = problems.spelt(problem, loaded.tokenizer, source)
     world = task(problem, "prompts")
     rewards.check(world)
     some = jax.tree.map(lambda x: x[:prompts], problem.held_out)
+    fill = cycle.on_host(world)
 
     @jax.jit
-    def written(params: Any, frozen: Any) -> Any:
-        rollout = completions.write(loaded.model, params, key, some, world, drawn, samples)
+    def written(params: PyTree, key: Key, frozen: PyTree) -> Any:
+        rollout = completions.write(model, params, key, some, world, drawn, samples)
         return rollout, completions.score(world, frozen, rollout)
 
-    rollout, scores = jax.device_get(written(loaded.params, world.frozen))
-    fill = cycle.on_host(world)
-    if fill is not None:
-        one = lambda tree: jax.tree.map(lambda x: x[None], tree)
-        scores = jax.tree.map(lambda x: x[0], fill(one(rollout), one(scores)))
-    found = {"return": np.asarray(completions.combined(world, jax.tree.map(jnp.asarray, scores)))}
-    for column, reward in enumerate(world.rewards):
-        found[f"rewards/{reward.name}"] = scores.values[:, column]
-    return found | {"length": rollout.mask.sum(axis=1)}, len(rollout.mask)
+    def measure(params: PyTree, key: Key) -> tuple[dict[str, np.ndarray], int]:
+        rollout, scores = jax.device_get(written(params, key, world.frozen))
+        if fill is not None:
+            one = lambda tree: jax.tree.map(lambda x: x[None], tree)
+            scores = jax.tree.map(lambda x: x[0], fill(one(rollout), one(scores)))
+        found = {"return": np.asarray(completions.combined(world, jax.tree.map(jnp.asarray, scores)))}
+        for column, reward in enumerate(world.rewards):
+            found[f"rewards/{reward.name}"] = scores.values[:, column]
+        return found | {"length": rollout.mask.sum(axis=1)}, len(rollout.mask)
+
+    return measure
