@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from rljax import algorithms, text
+from rljax.runs import presets
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FIXTURE = Path(__file__).parent / "models" / "fixtures" / "llama"
-SCRIPTS = sorted(path for name in algorithms.TEXT for path in FOLDER.glob(f"{name}_*.py"))
+NAMES = (*(f"{name}_*" for name in algorithms.TEXT), "verifiable_rewards")
+SCRIPTS = sorted(path for name in NAMES for path in FOLDER.glob(f"{name}.py"))
 SIZES = {"length": 16, "batch_size": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
 WORDS = "the cat sat on the mat and the dog ran to the man with a hat. "
 
@@ -39,7 +41,7 @@ def load(script: Path) -> ModuleType:
 def test_every_algorithm_is_in_one() -> None:
     sources = "\n".join(path.read_text() for path in SCRIPTS)
     for name in algorithms.TEXT:
-        assert re.search(rf'rljax\.(train|sweep)\(\s*"{name}"', sources), name
+        assert re.search(rf'rljax\.(train|sweep)\(\s*"{name}"|ALGORITHMS = .*"{name}"', sources), name
 
 
 def test_it_is_short_and_uses_what_a_user_can_import(script: Path) -> None:
@@ -144,22 +146,28 @@ def test_translation(
 RL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_prompts": 4}
 
 
-@pytest.mark.parametrize("name", ["grpo_addition", "rloo_sort", "text_reinforce_reverse"])
-def test_on_a_task(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from rljax.runs import presets
+def test_there_is_one_for_every_preset() -> None:
+    module = load(FOLDER / "verifiable_rewards.py")
+    found = {(name, task) for name in ("sft", *module.ALGORITHMS) for task in module.TASKS}
+    assert found == {pair for pair in presets.PRESETS if pair[0] in algorithms.TEXT}
 
-    module, task = load(FOLDER / f"{name}.py"), name.rpartition("_")[2]
-    steps = {"total_steps": 4 * 4 * 2.0}
-    monkeypatch.setattr(module, "CONFIG", RL | steps)
+
+def test_verifiable_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "verifiable_rewards.py")
+    monkeypatch.setattr(module, "CONFIG", RL | {"total_steps": 4 * 4 * 2.0})
     monkeypatch.setattr(module, "SEEDS", 2)
-    monkeypatch.setitem(presets.PRESETS, ("sft", task), {"total_steps": 1000.0, "batch_size": 8})
-    module.main(str(tmp_path / "run"))
-    found = printed(capsys)
-    assert 0 <= found["before"] <= 1
-    assert len(found["after"]["per_seed"]) == 2
-    assert found["after"]["episodes"] == 256
+    monkeypatch.setattr(module, "ALGORITHMS", ("grpo", "text_reinforce"))
+    small = {"total_steps": 1000.0, "batch_size": 8, "hidden_size": 16, "num_layers": 1}
+    monkeypatch.setitem(presets.PRESETS, ("sft", "addition"), small)
+    module.main(str(tmp_path), "addition")
+    module.main(str(tmp_path), "addition", "rloo")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["algorithm"] for row in rows] == ["sft", "grpo", "text_reinforce", "sft", "rloo"]
+    for row in rows:
+        assert 0 <= row["mean"] <= 1
+        assert row["algorithm"] == "sft" or (len(row["per_seed"]), row["episodes"]) == (2, 256)
 
 
 def test_all_of_rlhf(

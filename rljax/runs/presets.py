@@ -260,8 +260,8 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
-    """Of strings and sums, where only how long they learn differs."""
-    shared = {"learning_rate": 5e-4, "beta2": 0.95, "warmup_fraction": 0.05, "schedule": "linear"}
+    """Of strings and sums, where how long and how fast they learn differs."""
+    shared = {"beta2": 0.95, "warmup_fraction": 0.05, "schedule": "linear"}
     shared |= {name: SMALL[name] for name in ("hidden_size", "num_layers")}
     each = {
         "rlhf_ppo": {"num_prompts": 256, "num_epochs": 2},
@@ -269,15 +269,16 @@ def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
         "rloo": {"num_prompts": 128, "group_size": 4, "num_epochs": 2},
         "text_reinforce": {"num_prompts": 512},
     }
-    iterations = {"reverse": 600, "sort": 600, "addition": 1500}
+    of_task = {"reverse": (5e-4, 600), "sort": (5e-4, 600), "addition": (1e-3, 3000)}
     return {
         (algorithm, task): {
             **shared,
             **fields,
-            "total_steps": number * fields["num_prompts"] * fields.get("group_size", 1),
+            "learning_rate": learning_rate,
+            "total_steps": iterations * fields["num_prompts"] * fields.get("group_size", 1),
         }
         for algorithm, fields in each.items()
-        for task, number in iterations.items()
+        for task, (learning_rate, iterations) in of_task.items()
     }
 
 

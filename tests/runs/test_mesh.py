@@ -91,7 +91,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rljax import sft, text
-from rljax.algorithms import language
+from rljax.algorithms import language, likelihood
 from rljax.models import huggingface
 from rljax.models.transformer import logical_axes
 from rljax.runs import mesh

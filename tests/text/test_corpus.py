@@ -201,7 +201,7 @@ def test_a_corpus_is_for_what_learns_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ppo needs an environment; a is a Corpus"):
         rljax.train("ppo", text.Corpus(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("abc" * 100)
-    with pytest.raises(ValueError, match="target_return is of environments"):
+    with pytest.raises(ValueError, match="target_return is of what is rewarded: pretrain has a loss"):
         rljax.train("pretrain", text.Corpus(tmp_path / "a.txt"), SMALL, target_return=1.0, progress=False)
     with pytest.raises(ValueError, match=r"sft needs text to learn from, .*; 'CartPole-v1' is a name"):
         rljax.train("sft", "CartPole-v1")

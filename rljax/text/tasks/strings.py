@@ -42,7 +42,7 @@ def sort(
     max_length: int = 6,
     train: int = 4096,
     held_out: int = 256,
-    demonstrations: int = 224,
+    demonstrations: int = 208,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
@@ -59,7 +59,7 @@ def addition(
     digits: int = 2,
     train: int = 4096,
     held_out: int = 256,
-    demonstrations: int = 1024,
+    demonstrations: int = 1280,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
