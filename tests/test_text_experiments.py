@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import rljax
 from rljax import algorithms, text
 from rljax.runs import presets
 
@@ -187,3 +188,112 @@ def test_all_of_rlhf(
     assert set(found) == {"sft", "ppo", "ppo-true", "dpo", "kto"}
     for each in found.values():
         assert all(0 <= value <= 1 for kind in ("greedy", "sampled") for value in each[kind]["per_seed"])
+
+
+def few(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """The Configs `names` of a script learn little, with small models."""
+    small = {"hidden_size": 16, "num_layers": 1, "batch_size": 4, "num_prompts": 4, "group_size": 2}
+    for name in names:
+        config = getattr(module, name)
+        fields = {field: value for field, value in small.items() if hasattr(config, field)}
+        config = config.replace(**fields)
+        monkeypatch.setattr(module, name, config.replace(total_steps=2.0 * config.steps_per_iteration))
+    for name, value in {"SEEDS": 2, "WARM_UP": 500.0}.items():
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
+
+
+def test_countdown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "grpo_countdown.py")
+    few(module, monkeypatch, "CONFIG")
+    module.main(str(tmp_path / "run"))
+    found = printed(capsys)
+    assert 0 <= found["before"] <= 1
+    assert (len(found["after"]["per_seed"]), found["after"]["episodes"]) == (2, 256)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_gsm8k(
+    own: bool,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = load(FOLDER / "grpo_gsm8k.py")
+    few(module, monkeypatch, "CONFIG")
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(max_new_tokens=16))
+    for name, shift in (("train", 0), ("test", 7)):
+        records = [
+            {"question": f"a man has {i + shift} hats.", "answer": f"so #### {i + shift}"} for i in range(6)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    arguments = (str(tmp_path), str(tmp_path / "run"), *(() if own else (str(model),)))
+    if own:
+        module.main(*arguments)
+        found = printed(capsys)
+        assert all(0 <= value <= 1 for value in found.values())
+        assert set(found) == {"before", "after"}
+    else:
+        monkeypatch.setattr(
+            rljax, "judge", lambda *each, **_: {"return": {"mean": float(each[0] == str(model))}}
+        )
+        module.main(*arguments)
+        assert printed(capsys)["before"] == 1
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["train"] == "lora"
+
+
+@pytest.fixture
+def dialogues(tmp_path: Path) -> Path:
+    """Judgements of ten prompts in HH-RLHF's format, two of each."""
+    data = tmp_path / "hh.jsonl.gz"
+    said = lambda number, answer: f"\n\nHuman: is {number} good?\n\nAssistant: {answer}"
+    with gzip.open(data, "wt") as file:
+        for number in range(20):
+            pair = {
+                "chosen": said(number // 2, f"yes {number}"),
+                "rejected": said(number // 2, f"no {number}"),
+            }
+            file.write(json.dumps(pair) + "\n")
+    return data
+
+
+def test_reward_model_in_folds(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "reward_model_hh.py")
+    few(module, monkeypatch, "CONFIG")
+    module.main(str(dialogues), str(tmp_path / "run"))
+    found = printed(capsys)
+    assert found["pairs"] == 20
+    assert found["ci95"][0] <= found["accuracy"] <= found["ci95"][1]
+    assert len(list((tmp_path / "run").iterdir())) == module.FOLDS
+
+
+def test_dpo(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "dpo_hh.py")
+    few(module, monkeypatch, "CONFIG")
+    module.main(str(dialogues), str(tmp_path / "run"))
+    found = printed(capsys)
+    assert len(found["per_seed"]) == 2
+    assert found["episodes"] == 2
+
+
+def test_translation_for_chrf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "rlhf_ppo_translation.py")
+    few(module, monkeypatch, "SFT", "PPO")
+    data = tmp_path / "deu.txt"
+    pairs = [f"{a} {b}.\t{b} {a}." for a in ("I", "we", "Tom", "he") for b in "abcdefghijklmnopqrstuvwxyz"]
+    data.write_text("\n".join(pairs) + "\n")
+    module.main(str(data), str(tmp_path / "run"))
+    found = printed(capsys)
+    assert found["sentences"] == 2
+    assert len(found["ppo"]) == 2
+    assert found["ci95"][0] <= found["gain"] <= found["ci95"][1]
+    assert found["gain"] == pytest.approx(sum(found["ppo"]) / 2 - found["sft"])
