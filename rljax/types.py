@@ -201,8 +201,8 @@ class LanguageModel(NamedTuple):
     # cache with room for `columns` tokens, those of the prompt included)
     prefill: Callable[..., tuple[Array, PyTree]]
     decode: Callable[..., tuple[Array, PyTree]]  # (params, token (B,), cache, adapters=None) -> likewise
-    # (params, prompt, valid, completion (B, T), adapters=None, dropout=None) -> hidden (B, T, D): at t the
-    # state that predicts completion token t
+    # (params, prompt (B / G, P), valid, completion (B, T), adapters=None, dropout=None) -> hidden (B, T, D):
+    # at t the state that predicts completion token t. A prompt has G adjoining completions, and runs once
     completion: Callable[..., Array]
     fork: Callable[[PyTree, int], PyTree]  # (cache, G) -> the cache of G samples of each row, (B · G) rows
 

@@ -6,6 +6,7 @@ log-probability.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,9 +27,9 @@ from rljax.types import Array, Key, LanguageModel, Mean, PyTree
 class Batch(NamedTuple):
     """What an update sees of them."""
 
-    prompt: Array
+    prompt: Array  # (B, P), or (B / G, P) where G adjoining completions share one
     valid: Array
-    completion: Array
+    completion: Array  # (B, T)
     mask: Array  # (B, T) bool: tokens to learn from
     sampled: Array  # (B, T) log-probabilities when they were drawn
     old: Array | None  # (B, T) those before the update; None: of the forward pass that differentiates
@@ -73,14 +74,23 @@ def statistics(config: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
     return jax.vmap(jax.vmap(one))
 
 
+def layout(config: Any, rows: int, width: int, prompt: int) -> tuple[int, int]:
+    """In how many microbatches a minibatch of so many completions of so many tokens goes through, and how
+    many completions of one prompt are side by side in each, whose prompt then runs once.
+    """
+    size = rows // config.num_minibatches
+    parts = language.parts(config, size, width + prompt)
+    return parts, math.gcd(config.group_size, size // parts)
+
+
 def in_parts(function: Callable[[Array, Array, Array], PyTree], rollout: Rollout, config: Any) -> PyTree:
     """function(prompt, valid, completion) of all completions, arrays (B, ...), in parts as the gradient is
     computed, without one.
     """
-    rows, width = rollout.completion.shape
-    size = rows // config.num_minibatches
-    parts = config.num_minibatches * language.parts(config, size, width + rollout.prompt.shape[1])
-    inputs = rollout.prompt, rollout.valid, rollout.completion
+    rows = len(rollout.completion)
+    parts, group = layout(config, *rollout.completion.shape, rollout.prompt.shape[1])
+    parts *= config.num_minibatches
+    inputs = rollout.prompt[::group], rollout.valid[::group], rollout.completion
     if parts == 1:
         return jax.lax.stop_gradient(function(*inputs))
     cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), inputs)
@@ -180,28 +190,39 @@ def update(
     iteration: Array,
     config: Any,
 ) -> tuple[PyTree, PyTree, dict[str, Mean]]:
-    """num_epochs passes over the batch in num_minibatches, shuffled anew in each.
+    """num_epochs passes over the batch in num_minibatches, shuffled anew in each; completions that share a
+    prompt stay together (see `layout`).
 
     `weigh` gives each minibatch's weights (B, T) of its mask, before it is cut into microbatches; `loss_sum`
     is of one of those, and gives what else is to be told. Returns also that, with the gradient's norm.
     """
-    rows, width = batch.mask.shape
-    size = rows // config.num_minibatches
-    parts = language.parts(config, size, width + batch.prompt.shape[1])
+    parts, group = layout(config, *batch.mask.shape, batch.prompt.shape[1])
+    size = len(batch.mask) // config.num_minibatches // group
+    cut = lambda tree: jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), tree)
+    joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    groups = cut(batch)
+
+    def one(params: PyTree, part: tuple[Batch, Array]) -> tuple[Array, dict[str, Mean]]:
+        rows, weights = joined(part)
+        return loss_sum(
+            params, (rows._replace(prompt=rows.prompt[::group], valid=rows.valid[::group]), weights)
+        )
 
     def step(carry: tuple[PyTree, PyTree], part: Batch) -> tuple[tuple[PyTree, PyTree], dict[str, Mean]]:
         params, opt_state = carry
-        _, told, gradient = add_up(loss_sum, params, (part, weigh(part.mask)), parts)
+        weights = cut(weigh(joined(part.mask)))
+        _, told, gradient = add_up(one, params, (part, weights), parts)
         params, opt_state, norm = language.move(config, params, opt_state, gradient, iteration)
         told = {name: mean._replace(count=mean.count + name.endswith("_loss")) for name, mean in told.items()}
         return (params, opt_state), told | {"gradient_norm": Mean.of(norm)}
 
     if config.num_epochs * config.num_minibatches == 1:
-        (params, opt_state), told = step((params, opt_state), batch)
+        (params, opt_state), told = step((params, opt_state), groups)
         return params, opt_state, told
-    orders = jax.vmap(lambda epoch: permutation(jax.random.fold_in(key, epoch), rows))
+    number = len(groups.mask)
+    orders = jax.vmap(lambda epoch: permutation(jax.random.fold_in(key, epoch), number))
     indices = orders(jnp.arange(config.num_epochs)).reshape(-1, size)
-    some = lambda carry, index: step(carry, jax.tree.map(lambda x: x[index], batch))
+    some = lambda carry, index: step(carry, jax.tree.map(lambda x: x[index], groups))
     (params, opt_state), told = jax.lax.scan(some, (params, opt_state), indices)
     return params, opt_state, jax.tree.map(lambda x: x.sum(axis=0, dtype=x.dtype), told)
 

@@ -220,11 +220,22 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
         adapters: PyTree = None,
         dropout: Dropout | None = None,
     ) -> Array:
-        tokens = jnp.concatenate([prompt, completion], axis=1)
-        segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
-        start = prompt.shape[1] - 1
-        hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
-        return hidden[:, start : start + completion.shape[1]]
+        group = len(completion) // len(prompt)
+        if group == 1 or completion.shape[1] == 1 or dropout is not None:
+            prompt, valid = (jnp.repeat(x, group, axis=0) for x in (prompt, valid))
+            tokens = jnp.concatenate([prompt, completion], axis=1)
+            segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
+            start = prompt.shape[1] - 1
+            hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
+            return hidden[:, start : start + completion.shape[1]]
+        first, carries = jax.tree.map(
+            lambda x: jnp.repeat(x, group, axis=0), prefill(params, prompt, valid, 0, adapters)
+        )
+        tokens = completion[:, :-1]
+        here = jnp.ones(tokens.shape, bool)
+        return jnp.concatenate(
+            [first[:, None], run(params, adapters, tokens, ~here, here, carries)[0]], axis=1
+        )
 
     def fork(cache: tuple[Carry, ...], group: int) -> tuple[Carry, ...]:
         return jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), cache)

@@ -260,25 +260,26 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
-    """Of strings and sums, where how long and how fast they learn differs."""
-    shared = {"beta2": 0.95, "warmup_fraction": 0.05, "schedule": "linear"}
+    """Of strings and sums, where how long they learn differs."""
+    shared = {"learning_rate": 5e-4, "beta2": 0.95, "warmup_fraction": 0.1, "schedule": "linear"}
     shared |= {name: SMALL[name] for name in ("hidden_size", "num_layers")}
+    epochs = {"num_epochs": 2, "num_minibatches": 4, "old_log_prob": "sampled"}
     each = {
-        "rlhf_ppo": {"num_prompts": 256, "num_epochs": 2},
-        "grpo": {"num_prompts": 128, "group_size": 4, "num_epochs": 2},
-        "rloo": {"num_prompts": 128, "group_size": 4, "num_epochs": 2},
-        "text_reinforce": {"num_prompts": 512},
+        "rlhf_ppo": {"num_prompts": 256, **epochs},
+        "grpo": {"num_prompts": 128, "group_size": 4, **epochs},
+        "rloo": {"num_prompts": 128, "group_size": 4, **epochs},
+        "text_reinforce": {"num_prompts": 256, "learning_rate": 1e-3},
     }
-    of_task = {"reverse": (5e-4, 600), "sort": (5e-4, 600), "addition": (1e-3, 3000)}
+    strings = {"rlhf_ppo": 400, "grpo": 250, "rloo": 250, "text_reinforce": 1000}
+    sums = {"rlhf_ppo": 2400, "grpo": 2200, "rloo": 2200, "text_reinforce": 4000}
     return {
         (algorithm, task): {
             **shared,
             **fields,
-            "learning_rate": learning_rate,
-            "total_steps": iterations * fields["num_prompts"] * fields.get("group_size", 1),
+            "total_steps": iterations[algorithm] * fields["num_prompts"] * fields.get("group_size", 1),
         }
         for algorithm, fields in each.items()
-        for task, (learning_rate, iterations) in of_task.items()
+        for task, iterations in {"reverse": strings, "sort": strings, "addition": sums}.items()
     }
 
 

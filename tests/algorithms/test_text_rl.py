@@ -303,6 +303,23 @@ def test_sampler_and_trainer_agree_on_log_probabilities(architecture: Any, field
         )
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"group_size": 4}, (1, 4)),
+        ({"group_size": 4, "num_minibatches": 2}, (1, 4)),
+        ({"group_size": 4, "num_micro": 8}, (8, 2)),  # of 2 rows each
+        ({"group_size": 6, "num_prompts": 2, "num_minibatches": 3}, (1, 2)),
+        ({"group_size": 4, "num_micro": 16}, (16, 1)),
+        ({"group_size": 1, "num_prompts": 16}, (1, 1)),
+    ],
+)
+def test_completions_of_a_prompt_are_together_where_they_fit(fields: Any, expected: Any) -> None:
+    config = grpo.Config(num_prompts=4).replace(**fields)
+    rows = config.num_prompts * config.group_size
+    assert policy_loss.layout(config, rows, 5, 5) == expected
+
+
 def test_with_truncation_ratios_stay_one() -> None:
     task = tasks.rewarded_task_with_a_model()
     fields = {**SURE, "top_p": 0.8, "old_log_prob": "sampled", "clip": 1e-5}

@@ -3,6 +3,7 @@ of whole logits of sequences that are padded on the right, Adam by its formula.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -120,15 +121,17 @@ def descend(
     loss: Callable[..., jax.Array], model: Any, params: Any, config: Any, key: jax.Array, data: Any
 ) -> Any:
     """The passes of an update down loss(model, config, params, rows (B,), data), where `rows` are 1 for those
-    of the minibatch.
+    of the minibatch. Completions of one prompt that fit a microbatch stay together.
     """
     adam, gradient = Adam(config), _gradient(loss, model)
     count = data["text"].tokens.shape[0]
     size = count // config.num_minibatches
+    group = math.gcd(config.group_size, size // (config.num_micro or 1))
     for epoch in range(config.num_epochs):
         order = np.arange(count)
         if config.num_epochs * config.num_minibatches > 1:
-            order = np.asarray(permutation(jax.random.fold_in(key, epoch), count))
+            first = np.asarray(permutation(jax.random.fold_in(key, epoch), count // group)) * group
+            order = first[:, None] + np.arange(group)
         for part in order.reshape(-1, size):
             rows = np.zeros(count, np.float32)
             rows[part] = 1

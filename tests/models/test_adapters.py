@@ -90,6 +90,20 @@ MODELS = {
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+def test_a_prompt_that_completions_share_is_as_one_for_each(build: Callable) -> None:
+    """With adapters."""
+    lm = build()
+    params = parameters(lm)
+    trained = jax.jit(lambda key: adapters.init(key, params, ("*",), 3))(jax.random.key(1))
+    more = adapters.scaled(moved(trained), 6.0)
+    answers = tokens(rows=6, length=4, seed=2)
+    several = lambda x: jnp.repeat(x, 2, axis=0)
+    run = jax.jit(lm.completion)
+    shared = run(params, PROMPT, VALID, answers, more)
+    np.testing.assert_allclose(shared, run(params, several(PROMPT), several(VALID), answers, more), **CLOSE)
+
+
+@pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_lora_on_every_linear_layer(build: Callable) -> None:
     lm = build()
     params = parameters(lm)

@@ -188,6 +188,34 @@ def test_a_forked_cache_serves_every_sample(loop: Any) -> None:
         np.testing.assert_allclose(forked[jnp.asarray([sample, 3 + sample])], single, atol=1e-6)
 
 
+@every_config
+@pytest.mark.parametrize("loop", ["unrolled", "scanned"])
+def test_a_prompt_that_completions_share_is_as_one_for_each(name: str, loop: Any) -> None:
+    """Hidden states and gradients; the prompt runs once then."""
+    model, params = build(replace(CONFIGS[name], loop=loop))
+    prompt, answers = TOKENS[:, :4], jnp.tile(TOKENS[:, 4:], (3, 1)).at[:, 1].set(jnp.arange(6))
+    valid = jnp.asarray([[True] * 4, [False] * 2 + [True] * 2])
+    weights = jax.random.normal(jax.random.key(0), (6, 5, 16))
+
+    def run(params: Any, prompt: Any, valid: Any) -> tuple[Any, Any]:
+        hidden = model.completion(params, prompt, valid, answers)
+        return (hidden * weights).sum(), hidden
+
+    several = lambda x: jnp.repeat(x, 3, axis=0)
+    (_, shared), gradient = jax.value_and_grad(run, has_aux=True)(params, prompt, valid)
+    (_, each), expected = jax.value_and_grad(run, has_aux=True)(params, several(prompt), several(valid))
+    np.testing.assert_allclose(shared, each, atol=1e-5)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * largest)
+    jax.tree.map(close, gradient, expected)
+    one = answers[:, :1]
+    np.testing.assert_allclose(
+        model.completion(params, prompt, valid, one),
+        model.completion(params, several(prompt), several(valid), one),
+        atol=1e-5,
+    )
+
+
 def loss(model: Any, params: Any, segments: jax.Array) -> jax.Array:
     scores = model.logits(params, model.forward(params, TOKENS, segments))[:, :-1]
     chosen = jnp.take_along_axis(jax.nn.log_softmax(scores), TOKENS[:, 1:, None], axis=-1)[..., 0]

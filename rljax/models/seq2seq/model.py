@@ -157,7 +157,13 @@ def seq2seq(config: Seq2SeqConfig) -> LanguageModel:
         dropout: Dropout | None = None,
     ) -> Array:
         first, second = split(dropout)
-        source = encode(params, prompt, valid, adapters, first)
+        group = len(completion) // len(prompt)
+        several = lambda x: jnp.repeat(x, group, axis=0)
+        if dropout is None:
+            source = several(encode(params, prompt, valid, adapters))
+        else:
+            source = encode(params, several(prompt), several(valid), adapters, first)
+        valid = several(valid)
         tokens = jnp.pad(completion[:, :-1], [(0, 0), (1, 0)], constant_values=config.start_token)
         columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
         inputs = tokens, columns[None, :] - columns[:, None], source, valid, None, None, second

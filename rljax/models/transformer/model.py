@@ -205,11 +205,25 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         adapters: PyTree = None,
         dropout: Dropout | None = None,
     ) -> Array:
-        tokens = jnp.concatenate([prompt, completion], axis=1)
-        segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
-        start = prompt.shape[1] - 1
-        hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
-        return hidden[:, start : start + completion.shape[1]]
+        group = len(completion) // len(prompt)
+        if group == 1 or completion.shape[1] == 1 or dropout is not None:
+            prompt, valid = (jnp.repeat(x, group, axis=0) for x in (prompt, valid))
+            tokens = jnp.concatenate([prompt, completion], axis=1)
+            segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
+            start = prompt.shape[1] - 1
+            hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
+            return hidden[:, start : start + completion.shape[1]]
+        tokens, width = completion[:, :-1], prompt.shape[1]
+        length = tokens.shape[1]
+        first, cache = prefill(params, prompt, valid, width + length, adapters)
+        cache = fork(cache, group)
+        seen = jnp.broadcast_to(cache.valid[:, None], (len(tokens), length, width + length))
+        allowed = seen.at[:, :, width:].set(jnp.tri(length, dtype=bool))
+        steps = jnp.arange(length, dtype=jnp.int32)
+        distance = (width + steps)[:, None] - jnp.arange(width + length, dtype=jnp.int32)[None]
+        inputs = tokens, cache.position[:, None] + steps[None], allowed, distance[None]
+        rest = run(False, params, adapters, *inputs, cache.layers, cache.index)[0]
+        return jnp.concatenate([jnp.repeat(first, group, axis=0)[:, None], rest], axis=1)
 
     def fork(cache: Cache, group: int) -> Cache:
         axis = 1 if config.loop == "scanned" else 0
