@@ -10,7 +10,8 @@ as two, sampling and learning, "seeds" one program of --seeds members, whose tim
 with transformers, and its reward is a function on the host. "bfloat16" says in what products are computed.
 The systems take turns (side_by_side.py); compiling is apart.
 
-FLOPs are the model's own, nothing that is computed again counted: a prompt runs once for its completions.
+FLOPs are the model's own, nothing that is computed again counted: a prompt runs once for its completions, in
+sampling and in the update, as in rljax (TRL runs it for each).
 They are set beside the rate of one large product of the same dtype, measured in the same rounds.
 
 A result is written per case to results/grpo_HARDWARE.json, beside those already there.
@@ -121,17 +122,16 @@ def measure(case: Case, arguments: argparse.Namespace) -> tuple[str, dict[str, A
 
 
 def cycle_flops(shape: Shape) -> float:
-    """Of the matrix products of one cycle: prompts once, completions, and the update of whole rows, whose
-    head is at the places of completions alone.
+    """Of the matrix products of one cycle: prompts, completions, and the update of both, whose head is at the
+    places of completions alone.
     """
     body, head = language_models.weights(shape)
-    rows, length = PROMPTS * GROUP, PROMPT + NEW
+    rows = PROMPTS * GROUP
     per_column = shape["num_hidden_layers"] * shape["hidden_size"]
     prompts = PROMPTS * (2 * body * PROMPT + 2 * head + 4 * per_column * PROMPT * PROMPT / 2)
     columns = sum(PROMPT + step for step in range(1, NEW))
     decode = rows * ((2 * body + 2 * head) * (NEW - 1) + 4 * per_column * columns)
-    update = rows * (6.0 * body * length + 6.0 * head * NEW + 6 * per_column * length * length)
-    return prompts + decode + update
+    return 4 * (prompts + decode)  # three times in the update
 
 
 def table(content: dict[str, Any]) -> str:

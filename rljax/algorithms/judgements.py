@@ -107,12 +107,10 @@ def chosen(order: Key, iteration: Array, learn: Preferences, number: int) -> tup
 
 
 def flat(rows: Preferences) -> Pairs:
-    """Each completion with its prompt: row b · K + k is completion k of judgement b."""
-    number = rows.completion.shape[1]
-    several = lambda x: jnp.repeat(x, number, axis=0)
+    """B prompts with B · K completions: b · K + k is completion k of judgement b."""
     completion = rows.completion.reshape(-1, rows.completion.shape[2])
     mask = completion >= 0
-    return Pairs(several(rows.tokens), several(rows.valid), jnp.where(mask, completion, 0), mask)
+    return Pairs(rows.tokens, rows.valid, jnp.where(mask, completion, 0), mask)
 
 
 def log_probs(model: LanguageModel, params: PyTree, pairs: Pairs, chunk: int) -> LogProb:

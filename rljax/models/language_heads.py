@@ -54,7 +54,8 @@ def score(
 
     Args:
         model: of params["model"]; params["head"] are those of `reward_head`.
-        prompt: (B, P) int32, padded on the left; `valid` (B, P) bool is where it has a token.
+        prompt: (B / G, P) int32, padded on the left, each of G adjoining completions; `valid` (B / G, P) bool
+            is where it has a token.
         completion: (B, T) int32, the stop token included; `mask` (B, T) bool is where it has a token, up to
             the last one.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -263,21 +264,19 @@ def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
     """Of strings and sums, where how long they learn differs."""
     shared = {"learning_rate": 5e-4, "beta2": 0.95, "warmup_fraction": 0.1, "schedule": "linear"}
     shared |= {name: SMALL[name] for name in ("hidden_size", "num_layers")}
+    varied = {"groups": "resampled", "oversampling": 3, "clip_high": 0.28}
     epochs = {"num_epochs": 2, "num_minibatches": 4, "old_log_prob": "sampled"}
     each = {
         "rlhf_ppo": {"num_prompts": 256, **epochs},
-        "grpo": {"num_prompts": 128, "group_size": 4, **epochs},
+        "grpo": {"num_prompts": 128, "group_size": 4, **epochs, **varied},
         "rloo": {"num_prompts": 128, "group_size": 4, **epochs},
         "text_reinforce": {"num_prompts": 256, "learning_rate": 1e-3},
     }
-    strings = {"rlhf_ppo": 400, "grpo": 250, "rloo": 250, "text_reinforce": 1000}
-    sums = {"rlhf_ppo": 2400, "grpo": 2200, "rloo": 2200, "text_reinforce": 4000}
+    strings = {"rlhf_ppo": 400, "grpo": 300, "rloo": 400, "text_reinforce": 1000}
+    sums = {"rlhf_ppo": 2400, "grpo": 1500, "rloo": 2500, "text_reinforce": 3000}
+    rows = lambda fields: math.prod(fields.get(x, 1) for x in ("num_prompts", "group_size", "oversampling"))
     return {
-        (algorithm, task): {
-            **shared,
-            **fields,
-            "total_steps": iterations[algorithm] * fields["num_prompts"] * fields.get("group_size", 1),
-        }
+        (algorithm, task): {**shared, **fields, "total_steps": iterations[algorithm] * rows(fields)}
         for algorithm, fields in each.items()
         for task, iterations in {"reverse": strings, "sort": strings, "addition": sums}.items()
     }

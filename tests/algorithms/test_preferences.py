@@ -332,7 +332,8 @@ def test_a_score_is_of_the_state_after_the_last_token(architecture: str) -> None
     prompt, completion = hide(pairs.prompt, pairs.valid), hide(pairs.completion, pairs.mask)
     batch = found.apply(found.params, prompt, completion, None)
     for row in range(6):
-        own = prompt[row][prompt[row] >= 0], completion[row][completion[row] >= 0]
+        mine = prompt[row // 2]
+        own = mine[mine >= 0], completion[row][completion[row] >= 0]
         filled = jnp.append(own[1], 9)[None]
         hidden = model.completion(params["model"], own[0][None], jnp.ones((1, len(own[0])), bool), filled)
         score = hidden[0, -1] @ params["head"]["kernel"][:, 0] + params["head"]["bias"][0]
