@@ -12,22 +12,25 @@ import sys
 import rljax
 from rljax import grpo
 
-SEEDS = 5
+SEEDS = 3
 PROMPTS = 256  # all that are held out
 WARM_UP = 3_000_000  # tokens of sft
 ARGUMENTS = {"demonstrations": 2048}
 CONFIG = grpo.Config(
-    total_steps=400 * 512,
-    learning_rate=3e-4,
+    total_steps=300 * 1024,
+    learning_rate=4e-4,
+    beta2=0.95,
+    warmup_fraction=0.1,
+    clip_high=0.28,
     num_prompts=64,
     group_size=8,
+    groups="resampled",
+    oversampling=2,
     num_epochs=2,
     num_minibatches=4,
     old_log_prob="sampled",
-    beta2=0.95,
-    warmup_fraction=0.1,
     hidden_size=64,
-    num_layers=3,
+    num_layers=2,
     schedule="linear",
 )
 

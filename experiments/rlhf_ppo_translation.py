@@ -22,7 +22,16 @@ SFT = sft.Config(
     total_steps=3_000_000, learning_rate=2e-3, batch_size=64, hidden_size=96, num_layers=2, schedule="cosine"
 )
 PPO = rlhf_ppo.Config(
-    total_steps=40_000, learning_rate=2e-4, kl=0.02, num_prompts=128, num_epochs=2, num_minibatches=2
+    total_steps=51_200,
+    learning_rate=1e-4,
+    warmup_fraction=0.1,
+    beta2=0.95,
+    temperature=0.7,
+    num_prompts=64,
+    group_size=4,
+    num_epochs=1,
+    num_minibatches=2,
+    reward_normalization="group",
 )
 
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from rljax import checks
 from rljax.models.transformer.layers import Linear, dropped
+from rljax.models.transformer.model import together
 from rljax.models.transformer.products import product
 from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
@@ -222,12 +223,9 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
     ) -> Array:
         group = len(completion) // len(prompt)
         if group == 1 or completion.shape[1] == 1 or dropout is not None:
-            prompt, valid = (jnp.repeat(x, group, axis=0) for x in (prompt, valid))
-            tokens = jnp.concatenate([prompt, completion], axis=1)
-            segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
-            start = prompt.shape[1] - 1
-            hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
-            return hidden[:, start : start + completion.shape[1]]
+            rows = together(prompt, valid, completion)
+            hidden = forward(params, *rows, adapters=adapters, dropout=dropout)
+            return hidden[:, prompt.shape[1] - 1 : -1]
         first, carries = jax.tree.map(
             lambda x: jnp.repeat(x, group, axis=0), prefill(params, prompt, valid, 0, adapters)
         )

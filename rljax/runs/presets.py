@@ -273,7 +273,7 @@ def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
         "text_reinforce": {"num_prompts": 256, "learning_rate": 1e-3},
     }
     strings = {"rlhf_ppo": 400, "grpo": 300, "rloo": 400, "text_reinforce": 1000}
-    sums = {"rlhf_ppo": 2400, "grpo": 1500, "rloo": 2500, "text_reinforce": 3000}
+    sums = {"rlhf_ppo": 2400, "grpo": 1500, "rloo": 3500, "text_reinforce": 3000}
     rows = lambda fields: math.prod(fields.get(x, 1) for x in ("num_prompts", "group_size", "oversampling"))
     return {
         (algorithm, task): {**shared, **fields, "total_steps": iterations[algorithm] * rows(fields)}

@@ -205,15 +205,12 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         adapters: PyTree = None,
         dropout: Dropout | None = None,
     ) -> Array:
-        group = len(completion) // len(prompt)
+        group, width = len(completion) // len(prompt), prompt.shape[1]
         if group == 1 or completion.shape[1] == 1 or dropout is not None:
-            prompt, valid = (jnp.repeat(x, group, axis=0) for x in (prompt, valid))
-            tokens = jnp.concatenate([prompt, completion], axis=1)
-            segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
-            start = prompt.shape[1] - 1
-            hidden = forward(params, tokens, segments, adapters=adapters, dropout=dropout)
-            return hidden[:, start : start + completion.shape[1]]
-        tokens, width = completion[:, :-1], prompt.shape[1]
+            rows = together(prompt, valid, completion)
+            hidden = forward(params, *rows, adapters=adapters, dropout=dropout)
+            return hidden[:, width - 1 : -1]
+        tokens = completion[:, :-1]
         length = tokens.shape[1]
         first, cache = prefill(params, prompt, valid, width + length, adapters)
         cache = fork(cache, group)
@@ -235,6 +232,14 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         )
 
     return LanguageModel(config, init, forward, logits, prefill, decode, completion, fork)
+
+
+def together(prompt: Array, valid: Array, completion: Array) -> tuple[Array, Array]:
+    """Tokens (B, P + T) and their segments, of prompts (B / G, P) repeated for each of their completions."""
+    group = len(completion) // len(prompt)
+    prompt, valid = (jnp.repeat(x, group, axis=0) for x in (prompt, valid.astype(jnp.int32)))
+    segments = jnp.concatenate([valid, jnp.ones_like(completion)], axis=1)
+    return jnp.concatenate([prompt, completion], axis=1), segments
 
 
 def places(segments: Array) -> Array:
