@@ -6,6 +6,7 @@ LoRA, or without one of a small model from scratch, after `sft` on the solutions
 TABLE
 """
 
+import dataclasses
 import json
 import sys
 
@@ -13,7 +14,7 @@ import rljax
 from rljax import grpo
 
 WARM_UP = 4_000_000  # tokens of sft, without a model
-PROMPTS = 1319  # all of test.jsonl
+PROMPTS = 1319  # all that are held out
 CONFIG = grpo.Config(
     total_steps=40 * 256,
     learning_rate=3e-4,
@@ -28,7 +29,7 @@ CONFIG = grpo.Config(
 
 def main(data: str, out: str = "runs/grpo-gsm8k", model: str = "") -> None:
     arguments = {"data": data}
-    config = CONFIG.replace(train="lora", learning_rate=1e-4) if model else CONFIG
+    config = dataclasses.replace(CONFIG, train="lora", learning_rate=1e-4) if model else CONFIG
     result = rljax.train(
         *("grpo", "gsm8k", config),
         out=out,

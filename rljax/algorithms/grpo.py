@@ -14,7 +14,7 @@ Its variants are choices of pure functions:
     GSPO      loss "sequence" and a clip of about 3e-4: the mean log-ratio of a completion (Zheng et al. 2025)
     CISPO     loss "cispo": the ratio's bound weighs the policy gradient (MiniMax 2025, arXiv:2506.13585)
 
-Differs from the paper: the mean is over the tokens of the whole batch, and there is no KL penalty unless
+Differs from the paper: the mean is over the tokens of a whole minibatch, and there is no KL penalty unless
 asked for, as in TRL; a reward that is NaN takes its completion out of group and loss, overlong "masked" out
 of the loss alone; instead of sampling until enough groups vary, as DAPO does, "resampled" samples
 `oversampling` times the prompts.

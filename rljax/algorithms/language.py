@@ -51,6 +51,12 @@ def adapted(
     checks.count(config, "rank", "prefix_length")
     checks.choice(config, "train", ADAPTATIONS)
     model = network or task.model or language_model(task.vocab_size, config, length)
+    size = model.config.vocab_size
+    if size < task.vocab_size:
+        raise ValueError(
+            f"the task {task.name} has a vocabulary of {task.vocab_size} tokens, its model one of {size}: "
+            "begin with a model that has all of them"
+        )
     adaptation = ADAPTATIONS[config.train](config, model)
     if adaptation is None:
         copy = lambda key: jax.tree.map(jnp.copy, frozen["params"])

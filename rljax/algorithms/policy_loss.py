@@ -31,7 +31,7 @@ class Batch(NamedTuple):
     valid: Array
     completion: Array  # (B, T)
     mask: Array  # (B, T) bool: tokens to learn from
-    sampled: Array  # (B, T) log-probabilities when they were drawn
+    sampled: Array | None  # (B, T) log-probabilities when they were drawn; None: `old` are those
     old: Array | None  # (B, T) those before the update; None: of the forward pass that differentiates
     extras: PyTree = None  # (B, ...) advantages, and what else the loss wants
 
@@ -87,8 +87,8 @@ def in_parts(function: Callable[[Array, Array, Array], PyTree], rollout: Rollout
     """function(prompt, valid, completion) of all completions, arrays (B, ...), in parts as the gradient is
     computed, without one.
     """
-    rows = len(rollout.completion)
-    parts, group = layout(config, *rollout.completion.shape, rollout.prompt.shape[1])
+    rows, width = rollout.completion.shape
+    parts, group = layout(config, rows, width, rollout.prompt.shape[1])
     parts *= config.num_minibatches
     inputs = rollout.prompt[::group], rollout.valid[::group], rollout.completion
     if parts == 1:
@@ -132,8 +132,8 @@ def sequence_kl(rollout: Rollout, log_prob: Array, start: Array) -> Array:
 
 def batch_of(rollout: Rollout, mask: Array, old: Array | None, extras: PyTree) -> Batch:
     return Batch(
-        *(rollout.prompt, rollout.valid, rollout.completion, rollout.drawn & mask, rollout.log_prob),
-        *(old, extras),
+        *(rollout.prompt, rollout.valid, rollout.completion, rollout.drawn & mask),
+        *(None if old is rollout.log_prob else rollout.log_prob, old, extras),
     )
 
 
@@ -153,6 +153,7 @@ def by_token(
 
     def one(logits: Array, tokens: Array, old: Array | None, *more: PyTree) -> tuple[Array, Told]:
         log_prob, entropy = measured(logits, tokens)
+        log_prob = jnp.where(more[-1], log_prob, 0.0)  # elsewhere ratios may be of any size
         old = jax.lax.stop_gradient(log_prob) if old is None else old
         return function(log_prob, old, *more), Told(log_prob, old, entropy)
 
@@ -175,6 +176,7 @@ def by_sequence(
     log_prob, entropy = per_token(
         model, statistics(config), params, hidden, batch.completion, chunk=config.chunk
     )
+    log_prob = jnp.where(batch.mask, log_prob, 0.0)
     old = jax.lax.stop_gradient(log_prob) if batch.old is None else batch.old
     total = jnp.sum(weights * function(log_prob, old, batch.extras, batch.mask))
     return total, Told(jax.lax.stop_gradient(log_prob), old, entropy)
@@ -196,14 +198,16 @@ def update(
     `weigh` gives each minibatch's weights (B, T) of its mask, before it is cut into microbatches; `loss_sum`
     is of one of those, and gives what else is to be told. Returns also that, with the gradient's norm.
     """
-    parts, group = layout(config, *batch.mask.shape, batch.prompt.shape[1])
-    size = len(batch.mask) // config.num_minibatches // group
+    rows, width = batch.mask.shape
+    parts, group = layout(config, rows, width, batch.prompt.shape[1])
+    size = rows // config.num_minibatches // group
     cut = lambda tree: jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), tree)
     joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
     groups = cut(batch)
 
     def one(params: PyTree, part: tuple[Batch, Array]) -> tuple[Array, dict[str, Mean]]:
-        rows, weights = joined(part)
+        rows, weights = part
+        rows, weights = Batch(*joined(rows)), joined(weights)
         return loss_sum(
             params, (rows._replace(prompt=rows.prompt[::group], valid=rows.valid[::group]), weights)
         )
@@ -252,5 +256,7 @@ def shown(
         "ratio": mean(ratio),
         "clip_fraction": mean(((ratio < low) | (ratio > high)).astype(jnp.float32)),
         "step_kl": mean(divergences.k3(told.old, told.log_prob)),
-        "drift": mean(jnp.abs(told.old - batch.sampled)),
+        "drift": Mean(jnp.float32(0), jnp.int32(0))
+        if batch.sampled is None
+        else mean(jnp.abs(told.old - batch.sampled)),
     }

@@ -46,7 +46,7 @@ class Config:
     trace_decay: float = 0.95  # λ of GAE
     kl: float | None = None  # β of the penalty in the rewards towards the policy at the start; None: none
     kl_target: float = 6.0  # nats per completion that the adaptive controller holds
-    kl_horizon: float = 10_000.0  # completions in which it moves β by a factor of about e
+    kl_horizon: float = 10_000.0  # completions in which it moves β by at most about a fifth
     missing_end: float | None = None  # what a completion without an end loses; None: nothing
     temperature: float = 1.0  # of the policy: of samples and of log-probabilities
     top_k: float | None = None

@@ -4,6 +4,7 @@ field.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -34,6 +35,7 @@ FROZEN = {
     "held_out": "the held-out text is",
     "params": "the parameters to start from are",
     "rewards": "the reward model is",
+    "reward_names": "the names and weights of its rewards are",
 }
 
 
@@ -89,9 +91,15 @@ def _task(setup: Any) -> dict[str, Any]:
 
 
 def sums(task: Task) -> dict[str, str]:
-    """The sha256 of each of a task's arrays; of a Feed that of its files."""
+    """The sha256 of each of a task's arrays; of a Feed that of its files; of the names and weights of its
+    rewards.
+    """
     fed = {"learn": task.learn.sha256} if isinstance(task.learn, Feed) else {}
-    return {name: sha256_of(part) for name, part in task.frozen.items() if name not in fed} | fed
+    found = {name: sha256_of(part) for name, part in task.frozen.items() if name not in fed} | fed
+    if task.rewards:
+        told = json.dumps([[reward.name, float(reward.weight)] for reward in task.rewards])
+        found["reward_names"] = hashlib.sha256(told.encode()).hexdigest()
+    return found
 
 
 def keep(run: Path, task: Task) -> None:

@@ -62,9 +62,17 @@ def started(problem: Any, start: Start | None, config: Any, run: Path | None) ->
         return problem
     from rljax.runs import pretrained
 
+    problem = _begun(problem, start, config, run)
     if start.reward:  # the task's own are told, and weigh nothing
         own = tuple(reward._replace(weight=0.0) for reward in problem.rewards)
         problem = problem._replace(rewards=(pretrained.load_reward(start.reward), *own))
+    return problem
+
+
+def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
+    """Without the reward model of `start`."""
+    from rljax.runs import pretrained
+
     if start.kind == "none":
         return problem
     checks.choice(config, "dtype", ("float32", "bfloat16"))

@@ -103,11 +103,15 @@ def begin(
 
     `check` is called with the set-up before anything is trained. Raises: what it raises; ValueError.
     """
+    from rljax.text import rewards
+
     assert isinstance(setup.env, Task)
-    problem, run = setup.env.problem, None if out is None else Path(out)
+    given, run = setup.env.problem, None if out is None else Path(out)
+    problem = given
     if start is not None:
         setup = setup._replace(config=problems.sized(setup.config, start))
         problem = problems.started(problem, start, setup.config, None)
+    rewards.tried(problems.world(problem, setup.algorithm, setup.config)[0])
     if problems.wants_warm_up(setup.algorithm, problem):
         blank = problems.blank(problem, setup.config)
         task, config = problems.world(blank, setup.algorithm, setup.config)
@@ -115,7 +119,7 @@ def begin(
         problem, trained = _warm_up(setup, problem, warm_up, seed, run, options)
         if trained is not None:
             start = trained._replace(reward="" if start is None else start.reward)
-            problem = problems.started(problem, start, setup.config, run)
+            problem = problems.started(given, start, setup.config, run)
     task, config = problems.world(problem, setup.algorithm, setup.config)
     return setup._replace(env=task, config=config, start=start)
 

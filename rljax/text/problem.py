@@ -175,23 +175,31 @@ def _reference(
     """What token rewards are told: each field that all records have as one array, and the record's number."""
     found: dict[str, np.ndarray] = {"row": np.arange(len(records), dtype=np.int32)}
     integers = lambda value: isinstance(value, list | tuple) and all(isinstance(i, int) for i in value)
-    for key in records[0]:
+    for key in dict.fromkeys(key for record in records for key in record):
         column: list[Any] = [record.get(key) for record in records]
+        if key == "completion" and any(value is not None for value in column):
+            found[key] = ragged([_completion(name, tokenizer, i, value) for i, value in enumerate(column)])
+            continue
         if key == "prompt" or any(value is None for value in column):
             continue
         if all(isinstance(value, str) for value in column):
-            encoded = [tokenizer.encode(value) for value in column]
-            whole = key == "completion"
-            found[key] = ragged([ended(tokenizer, each) if whole else each for each in encoded])
+            found[key] = ragged([tokenizer.encode(value) for value in column])
         elif all(isinstance(value, Number) for value in column):
             array = np.asarray(column)
+            if array.dtype.kind not in "fb" and np.abs(array).max() >= 2**31:
+                raise ValueError(f"problem {name}: {key} has numbers beyond 32 bits: pass them as strings")
             found[key] = array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
         elif all(map(integers, column)):
             found[key] = ragged(column)
-        elif key == "completion":
-            number = next(i for i, value in enumerate(column) if not isinstance(value, str))
-            raise ValueError(
-                f"problem {name}: the completion of record {number} is {checks.show(column[number])}: "
-                "must be a string"
-            )
     return found
+
+
+def _completion(name: str, tokenizer: Tokenizer, number: int, value: Any) -> list[int]:
+    """The tokens of a record's completion with their stop token; none where it has none."""
+    if value is None:
+        return []
+    if not isinstance(value, str):
+        raise ValueError(
+            f"problem {name}: the completion of record {number} is {checks.show(value)}: must be a string"
+        )
+    return ended(tokenizer, tokenizer.encode(value))

@@ -97,6 +97,27 @@ def test_without_a_mask_a_query_sees_all_that_is_not_ahead() -> None:
         np.testing.assert_allclose(none, by_hand(query, key, value, behind, 1.0, None, None), atol=1e-5)
 
 
+@pytest.mark.parametrize(("length", "columns"), [(5, 8), (4, 7), (5, 9), (4, 8)])
+def test_the_fused_kernel_never_sees_odd_sizes_beside_a_mask(
+    length: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses them; here JAX's own form stands in for it."""
+    inner, seen = jax.nn.dot_product_attention, []
+
+    def stand_in(query: Any, key: Any, value: Any, **rest: Any) -> Any:
+        seen.append((query.shape[1], key.shape[1]))
+        return inner(query, key, value, **rest | {"implementation": "xla"})
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    query, key, value, mask = sample(length, columns)
+    run = lambda form: jax.value_and_grad(
+        lambda *x: jnp.sin(attend(*x, mask, scale=0.3, dtype=jnp.float32, form=form)).sum(), (0, 1, 2)
+    )(query, key, value)
+    for one, other in zip(*map(jax.tree.leaves, (run("cudnn"), run("whole"))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    assert all(size % 2 == 0 for sizes in seen for size in sizes)
+
+
 def test_a_row_that_sees_nothing_has_no_nan() -> None:
     query, key, value, mask = sample(4, 4)
     mask = mask.at[2].set(False)

@@ -15,6 +15,7 @@ from rljax.runs.record import Result
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
 TASK: dict[str, Any] = {"symbols": "abc", "max_length": 3, "train": 24, "held_out": 6}
 GRPO = {**SIZES, "num_prompts": 4, "group_size": 4, "learning_rate": 1e-3}
+GRPO |= {"groups": "all", "oversampling": 1, "num_minibatches": 1, "old_log_prob": "recomputed"}  # no preset's
 STEPS = 4 * 4 * 3
 
 
@@ -154,6 +155,45 @@ def test_what_is_wrong_is_said_before_anything_is_trained(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="needs a task"):
         rljax.train("grpo", text.Corpus("x.txt"))
     assert not out.exists()
+
+
+def test_a_reward_model_takes_the_place_of_the_task_s_rewards_after_a_warm_up(tmp_path: Path) -> None:
+    arguments = {"pairs": 16}
+    small = {**SIZES, "batch_size": 8}
+    given: dict[str, Any] = {"env_arguments": arguments, "warm_up": 512, "progress": False}
+    rljax.train("reward_model", "randomwalks", small, steps=16, out=tmp_path / "judge", **given)
+    config = {**SIZES, "num_prompts": 4, "num_epochs": 1}
+    out, given = tmp_path / "ppo", given | {"reward": tmp_path / "judge", "steps": 8}
+    rljax.train("rlhf_ppo", "randomwalks", config, out=out, **given)
+    told = json.loads((out / "config.json").read_text())["start"]
+    assert (told["kind"], told["reward"]) == ("run", str(tmp_path / "judge"))
+    row = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["reward"] == row["rewards/reward_model"] != row["rewards/optimality"]
+
+
+def test_a_reward_model_stays_when_the_task_is_spelt_by_another_tokenizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from rljax.runs import pretrained
+
+    problem = text.tasks.make("countdown", train=8, held_out=2)
+    scored = text.rewards.of_tokens(lambda prompt, completion, reference: 0.5, "judge")
+    other = text.character_tokenizer("0123456789+-*/(),=> abc")
+    loaded = text.Pretrained(None, {}, other, None)  # pyright: ignore
+    monkeypatch.setattr(pretrained, "load_reward", lambda path: scored)
+    monkeypatch.setattr(pretrained, "language_model", lambda *_, **__: loaded)
+    start = problems.Start("run", "somewhere", 0, "judge")
+    found = problems.started(problem, start, rljax.grpo.Config(), None)
+    assert found.tokenizer is other
+    assert [(reward.name, reward.weight) for reward in found.rewards] == [("judge", 1.0), ("solved", 0.0)]
+
+
+def test_a_task_with_other_rewards_is_no_resume(tmp_path: Path) -> None:
+    made = text.tasks.make("reverse", **TASK)
+    given: dict[str, Any] = {"steps": STEPS, "warm_up": 512, "progress": False, "out": tmp_path / "run"}
+    rljax.train("grpo", made._replace(rewards=(text.rewards.length(),)), GRPO, **given)
+    with pytest.raises(ValueError, match="names and weights of its rewards are not the same"):
+        rljax.evaluate(tmp_path / "run")
 
 
 def test_too_little_memory_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -393,6 +393,27 @@ def test_on_host_refuses_another_shape() -> None:
         rewards.on_host(task, task.learn.tokens, task.learn.demonstration, np.arange(3), scores)
 
 
+def test_rewards_of_the_host_are_tried_once_before_anything_is_compiled() -> None:
+    told = []
+
+    def counted(prompt: str, completion: str, record: Any) -> float:
+        told.append((prompt, completion, record))
+        return 1.0
+
+    task = problem(rewards.of_text(counted, processes=0))
+    rewards.tried(task)
+    assert [each[2] for each in told] == [task.records[0]]
+    rewards.tried(problem(rewards.length()))  # of which there is none
+    wordy = rewards.of_text(lambda *_: "good", "wordy", processes=0)  # pyright: ignore
+    with pytest.raises(TypeError, match="reward wordy"):
+        rewards.tried(problem(wordy))
+    lacking = rewards.of_text(counted, processes=0, fields=("answers",))
+    with pytest.raises(ValueError, match="a record of the task has no field answers"):
+        rewards.tried(problem(lacking))
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        rewards.tried(task._replace(tokenizer=None))
+
+
 # what is refused
 
 
@@ -444,6 +465,7 @@ def test_tasks_that_lack_something_are_one_line() -> None:
         ({"records": [{}]}, "needs as many records as `row` says: there are 1"),
         ({"learn": no_row}, "needs a reference with `row`"),
         ({"learn": empty}, "prompt 1 of learn is empty"),
+        ({"vocab_size": 3}, "the task small: prompts of learn have tokens .*for a vocabulary of 3"),
         ({"learn": jnp.arange(3)}, "the task small has no prompts: learn is a"),
         ({"learn": Prompts(jnp.zeros((0, 2), int), jnp.zeros((0, 2), bool))}, "learn has no prompts"),
         ({"observe": lambda context, step, reference: context}, "observe of the task small gives"),

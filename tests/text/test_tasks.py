@@ -553,6 +553,17 @@ def test_a_problem_of_ones_own() -> None:
         task_of(problem, "demonstrations")
 
 
+def test_prompts_without_a_completion_are_no_demonstrations() -> None:
+    records = [{"prompt": "a"}, {"prompt": "b", "completion": "aa"}, {"prompt": "c"}, {"prompt": "d"}]
+    made = text.problem("some", text.character_tokenizer("abcd"), records, rewards.length(), held_out=1)
+    assert made.learn.demonstration is not None
+    np.testing.assert_array_equal((np.asarray(made.learn.demonstration) >= 0).sum(axis=1), [0, 3, 0])
+    with pytest.raises(ValueError, match="the completion of record 2 is 3: must be a string"):
+        text.problem("some", made.tokenizer, [*records[:2], {"prompt": "c", "completion": 3}], made.rewards)
+    with pytest.raises(ValueError, match="problem some: size has numbers beyond 32 bits"):
+        text.problem("some", made.tokenizer, [{"prompt": "a", "size": 2**31}] * 2, made.rewards)
+
+
 # from files
 
 

@@ -176,6 +176,12 @@ def cudnn(
     fused = causal and mask is None and length == columns
     if mask is None and causal and not fused:
         mask = behind(length, columns)[None]
+    if mask is not None and (odd := (length % 2, columns % 2)) != (0, 0):  # which the kernel refuses
+        query = jnp.pad(query, [(0, 0), (0, odd[0]), (0, 0), (0, 0)])
+        key = jnp.pad(key, [(0, 0), (0, 0), (0, 0), (0, odd[1])])
+        value = jnp.pad(value, [(0, 0), (0, 0), (0, odd[1]), (0, 0)])
+        mask = jnp.pad(mask, [(0, 0), (0, odd[0]), (0, 0)], constant_values=True)
+        mask = jnp.pad(mask, [(0, 0), (0, 0), (0, odd[1])])
     mixed = jax.nn.dot_product_attention(
         *(query.astype(dtype), key.transpose(0, 3, 1, 2).astype(dtype), value.swapaxes(1, 2).astype(dtype)),
         mask=None if mask is None else mask[:, None],
@@ -183,7 +189,7 @@ def cudnn(
         scale=scale,
         implementation="cudnn",
     )
-    return mixed.reshape(*query.shape[:2], -1)
+    return mixed[:, :length].reshape(*mixed.shape[:1], length, -1)
 
 
 FORMS: dict[str, Callable[..., Array]] = {"whole": whole, "blocks": blocks, "cudnn": cudnn}

@@ -2,7 +2,7 @@
 
 from rljax.text.rewards.check import check
 from rljax.text.rewards.combine import Normalisation, combine
-from rljax.text.rewards.host import decoded, of_text, on_host
+from rljax.text.rewards.host import decoded, of_text, on_host, tried
 from rljax.text.rewards.model import normalised, of_model
 from rljax.text.rewards.strings import exact_text, number, numeric_answer, pattern
 from rljax.text.rewards.tokens import exact_match, length, of_tokens
@@ -26,4 +26,5 @@ __all__ = [
     "of_tokens",
     "on_host",
     "pattern",
+    "tried",
 ]

@@ -34,6 +34,7 @@ def check(task: Task) -> None:
                     f"prompt {empty.argmax()} of {part} is empty" if empty.size else f"{part} has no prompts"
                 )
                 raise ValueError(f"the task {task.name}: {what}")
+            _check_tokens(task, part, prompts)
     names = [reward.name for reward in task.rewards]
     for number, reward in enumerate(task.rewards):
         if not isinstance(reward.name, str) or not NAME.fullmatch(reward.name):
@@ -51,6 +52,17 @@ def check(task: Task) -> None:
             _check_shape(task, reward)
     if task.observe is not None:
         _check_observe(task)
+
+
+def _check_tokens(task: Task, part: str, prompts: Prompts) -> None:
+    if isinstance(prompts.tokens, Tracer):
+        return
+    known = np.asarray(prompts.tokens)[np.asarray(prompts.valid, bool)]
+    if known.min() < 0 or known.max() >= task.vocab_size:
+        raise ValueError(
+            f"the task {task.name}: prompts of {part} have tokens {known.min()} to {known.max()}, for a "
+            f"vocabulary of {task.vocab_size}"
+        )
 
 
 def _check_weight(reward: Reward) -> None:

@@ -8,9 +8,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax.text.rewards.check import check
 from rljax.text.rewards.pool import ATTEMPTS, Outcome, Pool, importable, wrong_type
 from rljax.text.rewards.worker import outcome
 from rljax.text.tokenizer import Tokenizer
@@ -142,3 +144,19 @@ def on_host(task: Task, prompts: Any, completions: Any, rows: Any, scores: Score
                 )
             values[:, column], failed[:, column] = got, lost
     return Scores(jnp.asarray(values), jnp.asarray(failed))
+
+
+def tried(task: Task) -> None:
+    """Call the task's host rewards once, for a demonstration of the first prompt or an empty completion: what
+    is wrong with one is told before anything is compiled.
+
+    Raises: as `on_host`.
+    """
+    if not any(reward.host for reward in task.rewards):
+        return
+    check(task)
+    some = jax.tree.map(lambda x: np.asarray(x[:1]), task.learn)
+    completion = np.full((1, 1), -1) if some.demonstration is None else some.demonstration
+    blank = jnp.full((1, len(task.rewards)), jnp.nan)
+    scores = Scores(blank, jnp.zeros(blank.shape, bool))
+    on_host(task, np.where(some.valid, some.tokens, -1), completion, some.reference["row"], scores)
