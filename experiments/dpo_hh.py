@@ -13,7 +13,7 @@ from rljax import dpo
 
 SEEDS = 3
 WARM_UP = 2_000_000  # tokens of sft on the preferred answers
-CONFIG = dpo.Config(total_steps=4_000, learning_rate=1e-4, batch_size=16, hidden_size=64, num_layers=2)
+CONFIG = dpo.Config(total_steps=3_000, learning_rate=1e-4, batch_size=16, hidden_size=64, num_layers=2)
 
 
 def main(data: str, out: str = "runs/dpo-hh") -> None:

@@ -17,7 +17,7 @@ import sacrebleu
 import rljax
 from rljax import rlhf_ppo, sft, text
 
-SEEDS = 5
+SEEDS = 3
 SFT = sft.Config(
     total_steps=3_000_000, learning_rate=2e-3, batch_size=64, hidden_size=96, num_layers=2, schedule="cosine"
 )
