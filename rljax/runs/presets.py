@@ -261,32 +261,31 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
-    """Of strings and sums, where how long they learn differs."""
+    """Of strings and sums."""
+    sampled = {"num_epochs": 2, "num_minibatches": 4, "old_log_prob": "sampled"}
+    ppo = {"num_prompts": 256, **sampled}
+    rloo = {"num_prompts": 128, "group_size": 4, **sampled}
+    grpo = rloo | {"groups": "resampled", "oversampling": 3, "clip_high": 0.28}
+    reinforce = {"num_prompts": 256}
+    strings = {  # fields, learning rate, iterations
+        "rlhf_ppo": (ppo, 5e-4, 400),
+        "grpo": (grpo, 5e-4, 300),
+        "rloo": (rloo | {"num_minibatches": 1}, 1e-3, 500),
+        "text_reinforce": (reinforce, 5e-4, 1000),
+    }
+    sums = {
+        "rlhf_ppo": (ppo, 5e-4, 2400),
+        "grpo": (grpo, 5e-4, 1500),
+        "rloo": (rloo, 5e-4, 2200),
+        "text_reinforce": (reinforce, 1e-3, 3000),
+    }
     shared = {"beta2": 0.95, "warmup_fraction": 0.1, "schedule": "linear"}
     shared |= {name: SMALL[name] for name in ("hidden_size", "num_layers")}
-    epochs = {"num_epochs": 2, "num_minibatches": 4, "old_log_prob": "sampled"}
-    varied = {"groups": "resampled", "oversampling": 3, "clip_high": 0.28}
-    each = {
-        "rlhf_ppo": {"num_prompts": 256, **epochs},
-        "grpo": {"num_prompts": 128, "group_size": 4, **epochs, **varied},
-        "rloo": {"num_prompts": 128, "group_size": 4, **epochs, "num_minibatches": 1},
-        "text_reinforce": {"num_prompts": 256},
-    }
-    rates = {"rlhf_ppo": 5e-4, "grpo": 5e-4, "rloo": 1e-3, "text_reinforce": 5e-4}
-    strings = {"rlhf_ppo": 400, "grpo": 300, "rloo": 500, "text_reinforce": 1500}
-    sums = {"rlhf_ppo": 2400, "grpo": 1500, "rloo": 3000, "text_reinforce": 3000}
-    tasks = {"reverse": (rates, strings), "sort": (rates, strings)}
-    tasks["addition"] = rates | {"text_reinforce": 1e-3}, sums
     rows = lambda fields: math.prod(fields.get(x, 1) for x in ("num_prompts", "group_size", "oversampling"))
     return {
-        (name, task): {
-            **shared,
-            **fields,
-            "learning_rate": rates[name],
-            "total_steps": iterations[name] * rows(fields),
-        }
-        for name, fields in each.items()
-        for task, (rates, iterations) in tasks.items()
+        (name, task): {**shared, **fields, "learning_rate": rate, "total_steps": iterations * rows(fields)}
+        for task, each in {"reverse": strings, "sort": strings, "addition": sums}.items()
+        for name, (fields, rate, iterations) in each.items()
     }
 
 
