@@ -255,6 +255,11 @@ class Mean(NamedTuple):
             return cls(values.sum(), jnp.int32(values.size))
         return cls(jnp.where(where, values, 0.0).sum(), where.sum(dtype=jnp.int32))
 
+    @classmethod
+    def none(cls) -> Mean:
+        """Of nothing."""
+        return cls(jnp.float32(0), jnp.int32(0))
+
     @property
     def value(self) -> Array:
         """total / count, NaN where nothing was counted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -112,3 +113,12 @@ def parts(config: Any, rows: int, length: int) -> int:
     least = -(-rows * length // TOKENS)
     fitting = (n for n in range(least, rows) if rows % n == 0)
     return next(fitting, rows)
+
+
+def layout(config: Any, rows: int, width: int, prompt: int) -> tuple[int, int]:
+    """In how many microbatches a minibatch of so many completions of so many tokens goes through, and how
+    many completions of one prompt are side by side in each, whose prompt then runs once.
+    """
+    size = rows // config.num_minibatches
+    number = parts(config, size, width + prompt)
+    return number, math.gcd(config.group_size, size // number)

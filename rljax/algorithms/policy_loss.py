@@ -6,7 +6,6 @@ log-probability.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,21 +73,12 @@ def statistics(config: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
     return jax.vmap(jax.vmap(one))
 
 
-def layout(config: Any, rows: int, width: int, prompt: int) -> tuple[int, int]:
-    """In how many microbatches a minibatch of so many completions of so many tokens goes through, and how
-    many completions of one prompt are side by side in each, whose prompt then runs once.
-    """
-    size = rows // config.num_minibatches
-    parts = language.parts(config, size, width + prompt)
-    return parts, math.gcd(config.group_size, size // parts)
-
-
 def in_parts(function: Callable[[Array, Array, Array], PyTree], rollout: Rollout, config: Any) -> PyTree:
     """function(prompt, valid, completion) of all completions, arrays (B, ...), in parts as the gradient is
     computed, without one.
     """
     rows, width = rollout.completion.shape
-    parts, group = layout(config, rows, width, rollout.prompt.shape[1])
+    parts, group = language.layout(config, rows, width, rollout.prompt.shape[1])
     parts *= config.num_minibatches
     inputs = rollout.prompt[::group], rollout.valid[::group], rollout.completion
     if parts == 1:
@@ -193,13 +183,13 @@ def update(
     config: Any,
 ) -> tuple[PyTree, PyTree, dict[str, Mean]]:
     """num_epochs passes over the batch in num_minibatches, shuffled anew in each; completions that share a
-    prompt stay together (see `layout`).
+    prompt stay together (see `language.layout`).
 
     `weigh` gives each minibatch's weights (B, T) of its mask, before it is cut into microbatches; `loss_sum`
     is of one of those, and gives what else is to be told. Returns also that, with the gradient's norm.
     """
     rows, width = batch.mask.shape
-    parts, group = layout(config, rows, width, batch.prompt.shape[1])
+    parts, group = language.layout(config, rows, width, batch.prompt.shape[1])
     size = rows // config.num_minibatches // group
     cut = lambda tree: jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), tree)
     joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
@@ -249,14 +239,10 @@ def shown(
     ratio = jnp.exp(both[0] - both[1] if log_ratio is None else log_ratio(*both, batch.mask))
     return {
         "policy_loss": Mean(total, jnp.int32(0)),  # counted once a step
-        "kl": Mean(jnp.float32(0), jnp.int32(0))
-        if start is None
-        else mean(divergences.k3(told.log_prob, start)),
+        "kl": Mean.none() if start is None else mean(divergences.k3(told.log_prob, start)),
         "entropy": mean(told.entropy),
         "ratio": mean(ratio),
         "clip_fraction": mean(((ratio < low) | (ratio > high)).astype(jnp.float32)),
         "step_kl": mean(divergences.k3(told.old, told.log_prob)),
-        "drift": Mean(jnp.float32(0), jnp.int32(0))
-        if batch.sampled is None
-        else mean(jnp.abs(told.old - batch.sampled)),
+        "drift": Mean.none() if batch.sampled is None else mean(jnp.abs(told.old - batch.sampled)),
     }

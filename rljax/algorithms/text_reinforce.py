@@ -207,7 +207,7 @@ def make(
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_token(trained, params, hidden, rows, weights, loss, config)
         shown = policy_loss.shown(told, rows, total, 0.0, jnp.inf, rows.extras.start)
-        likelihood = Mean(jnp.float32(0), jnp.int32(0))
+        likelihood = Mean.none()
         if config.mixing is not None:
             tokens = jnp.where(text >= 0, text, 0)
             states = trained.completion(params, rows.prompt, rows.valid, tokens)

@@ -130,7 +130,7 @@ def step(env: Env, key: Key, worlds: Worlds, pool: Pool, action: PyTree) -> tupl
 
 def no_episodes() -> Episodes:
     """None ended yet."""
-    none = Mean(jnp.float32(0), jnp.int32(0))
+    none = Mean.none()
     return Episodes(none, none)
 
 

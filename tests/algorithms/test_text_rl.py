@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rljax import text
-from rljax.algorithms import completions, grpo, policy_loss, rlhf_ppo, rloo, text_reinforce
+from rljax.algorithms import completions, grpo, language, policy_loss, rlhf_ppo, rloo, text_reinforce
 from rljax.models.language_models import language_model
 from rljax.text.problem import task as task_of
 from rljax.types import LanguageModel, Scores, Task
@@ -317,7 +317,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(architecture: Any, field
 def test_completions_of_a_prompt_are_together_where_they_fit(fields: Any, expected: Any) -> None:
     config = grpo.Config(num_prompts=4).replace(**fields)
     rows = config.num_prompts * config.group_size
-    assert policy_loss.layout(config, rows, 5, 5) == expected
+    assert language.layout(config, rows, 5, 5) == expected
 
 
 def test_with_truncation_ratios_stay_one() -> None:

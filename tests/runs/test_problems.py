@@ -15,7 +15,12 @@ from rljax.runs.record import Result
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
 TASK: dict[str, Any] = {"symbols": "abc", "max_length": 3, "train": 24, "held_out": 6}
 GRPO = {**SIZES, "num_prompts": 4, "group_size": 4, "learning_rate": 1e-3}
-GRPO |= {"groups": "all", "oversampling": 1, "num_minibatches": 1, "old_log_prob": "recomputed"}  # no preset's
+GRPO |= {
+    "groups": "all",
+    "oversampling": 1,
+    "num_minibatches": 1,
+    "old_log_prob": "recomputed",
+}  # no preset's
 STEPS = 4 * 4 * 3
 
 
