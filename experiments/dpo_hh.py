@@ -11,7 +11,7 @@ import sys
 import rljax
 from rljax import dpo
 
-SEEDS = 3
+SEEDS = 1
 WARM_UP = 2_000_000  # tokens of sft on the preferred answers
 CONFIG = dpo.Config(total_steps=3_000, learning_rate=1e-4, batch_size=16, hidden_size=64, num_layers=2)
 

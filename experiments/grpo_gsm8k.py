@@ -13,10 +13,10 @@ import sys
 import rljax
 from rljax import grpo
 
-WARM_UP = 2_000_000  # tokens of sft, without a model
+WARM_UP = 1_000_000  # tokens of sft, without a model
 PROMPTS = 1319  # all that are held out
 CONFIG = grpo.Config(
-    total_steps=20 * 256,
+    total_steps=10 * 256,
     learning_rate=3e-4,
     num_prompts=64,
     group_size=4,
