@@ -13,22 +13,23 @@ import sys
 import rljax
 from rljax import grpo
 
-WARM_UP = 1_000_000  # tokens of sft, without a model
-PROMPTS = 1319  # all that are held out
+WARM_UP = 300_000  # tokens of sft, without a model
+VOCABULARY = 2048  # of byte pairs, without a model
+PROMPTS = 256  # of those that are held out
 CONFIG = grpo.Config(
-    total_steps=10 * 256,
+    total_steps=8 * 64,
     learning_rate=3e-4,
-    num_prompts=64,
+    num_prompts=16,
     group_size=4,
     num_minibatches=2,
-    max_new_tokens=256,
+    max_new_tokens=128,
     hidden_size=128,
     num_layers=3,
 )
 
 
 def main(data: str, out: str = "runs/grpo-gsm8k", model: str = "") -> None:
-    arguments = {"data": data}
+    arguments = {"data": data, "vocab_size": VOCABULARY}
     config = dataclasses.replace(CONFIG, train="lora", learning_rate=1e-4) if model else CONFIG
     result = rljax.train(
         *("grpo", "gsm8k", config),

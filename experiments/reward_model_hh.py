@@ -12,7 +12,7 @@ import sys
 import rljax
 from rljax import reward_model
 
-FOLDS = 5
+FOLDS, VOCABULARY = 5, 2048
 WARM_UP = 1_000_000  # tokens of sft on the preferred answers
 CONFIG = reward_model.Config(
     total_steps=4_000,
@@ -26,7 +26,7 @@ CONFIG = reward_model.Config(
 def main(data: str, out: str = "runs/reward-model-hh") -> None:
     right = number = 0.0
     for fold in range(FOLDS):
-        arguments = {"data": data, "folds": FOLDS, "fold": fold}
+        arguments = {"data": data, "folds": FOLDS, "fold": fold, "vocab_size": VOCABULARY}
         result = rljax.train(
             *("reward_model", "preferences", CONFIG),
             out=f"{out}/fold-{fold}",

@@ -20,7 +20,7 @@ import sacrebleu
 import rljax
 from rljax import rlhf_ppo, sft, text
 
-SEEDS = 3
+SEEDS, VOCABULARY = 3, 2048
 SFT = sft.Config(
     total_steps=3_000_000, learning_rate=2e-3, batch_size=64, hidden_size=96, num_layers=2, schedule="cosine"
 )
@@ -51,7 +51,7 @@ def chrf(run: Path, member: int, task: text.Problem) -> list[float]:
 
 
 def main(data: str, folder: str = "runs/translation") -> None:
-    task, out = text.tasks.make("translation", data=data), Path(folder)
+    task, out = text.tasks.make("translation", data=data, vocab_size=VOCABULARY), Path(folder)
     rljax.train("sft", task, SFT, out=out / "sft")
     rljax.train("rlhf_ppo", task, PPO, seeds=SEEDS, init=out / "sft", out=out / "ppo")
     before = chrf(out / "sft", 0, task)

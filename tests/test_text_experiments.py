@@ -198,7 +198,7 @@ def few(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *names: str) -> Non
         fields = {field: value for field, value in small.items() if hasattr(config, field)}
         config = config.replace(**fields)
         monkeypatch.setattr(module, name, config.replace(total_steps=2.0 * config.steps_per_iteration))
-    for name, value in {"SEEDS": 2, "WARM_UP": 500.0}.items():
+    for name, value in {"SEEDS": 2, "WARM_UP": 500.0, "VOCABULARY": 265}.items():
         if hasattr(module, name):
             monkeypatch.setattr(module, name, value)
 
@@ -214,35 +214,32 @@ def test_countdown(
     assert (len(found["after"]["per_seed"]), found["after"]["episodes"]) == (2, 256)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_gsm8k(
-    own: bool,
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = load(FOLDER / "grpo_gsm8k.py")
     few(module, monkeypatch, "CONFIG")
     monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(max_new_tokens=16))
     for name, shift in (("train", 0), ("test", 7)):
-        records = [
-            {"question": f"a man has {i + shift} hats.", "answer": f"so #### {i + shift}"} for i in range(6)
-        ]
+        numbers = range(shift, shift + 6)
+        records = [{"question": f"a man has {i} hats.", "answer": f"so #### {i}"} for i in numbers]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    arguments = (str(tmp_path), str(tmp_path / "run"), *(() if own else (str(model),)))
-    if own:
-        module.main(*arguments)
-        found = printed(capsys)
-        assert all(0 <= value <= 1 for value in found.values())
-        assert set(found) == {"before", "after"}
-    else:
-        monkeypatch.setattr(
-            rljax, "judge", lambda *each, **_: {"return": {"mean": float(each[0] == str(model))}}
-        )
-        module.main(*arguments)
-        assert printed(capsys)["before"] == 1
-        assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["train"] == "lora"
+    module.main(str(tmp_path), str(tmp_path / "run"))
+    found = printed(capsys)
+    assert set(found) == {"before", "after"}
+    assert all(0 <= value <= 1 for value in found.values())
+
+
+def test_gsm8k_of_a_model_is_low_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module, asked = load(FOLDER / "grpo_gsm8k.py"), []
+
+    def train(*given: Any, **more: Any) -> Any:
+        asked.append((given[2].train, more["model"], more["warm_up"]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rljax, "train", train)
+    for model in ("", "gpt2"):
+        with pytest.raises(KeyboardInterrupt):
+            module.main(str(tmp_path), str(tmp_path / "run"), model)
+    assert asked == [("all", "", module.WARM_UP), ("lora", "gpt2", None)]
 
 
 @pytest.fixture

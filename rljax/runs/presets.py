@@ -270,7 +270,7 @@ def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
     strings = {  # fields, learning rate, iterations
         "rlhf_ppo": (ppo | {"num_minibatches": 1}, 5e-4, 600),
         "grpo": (grpo, 5e-4, 300),
-        "rloo": (rloo | {"num_minibatches": 1}, 1e-3, 700),
+        "rloo": (rloo | {"num_minibatches": 1}, 1e-3, 500),
         "text_reinforce": (reinforce, 5e-4, 1000),
     }
     sums = {
