@@ -3,7 +3,9 @@ LoRA, or without one of a small model from scratch, after `sft` on the solutions
 
     python experiments/grpo_gsm8k.py DATA [folder] [model]     # DATA: a folder of train.jsonl and test.jsonl
 
-TABLE
+The small model from scratch, with settings that only show that it runs (4 minutes on 2 cores of an AMD EPYC
+that other jobs shared), has nothing to learn from: of 256 held-out problems 0.004 are right before and 0.00
+after. With a model of Hugging Face it was not run.
 """
 
 import dataclasses
