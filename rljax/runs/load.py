@@ -162,11 +162,12 @@ def description(
         world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
-    if isinstance(world, Task) and env is not None and "frozen" in told:  # judged by other rewards
-        names = {name: sum_ for name, sum_ in folder.sums(world).items() if name == "reward_names"}
-        told["frozen"] = {k: v for k, v in told["frozen"].items() if k != "reward_names"} | names
-    if isinstance(world, Task) and (wrong := folder.changed(told, folder.sums(world))):
-        raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
+    if isinstance(world, Task):
+        sums = folder.sums(world)
+        if env is not None and "frozen" in told:  # judged by the rewards that are given
+            told["frozen"] = told["frozen"] | {"reward_names": sums.get("reward_names")}
+        if wrong := folder.changed(told, sums):
+            raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
     arguments = told.get("env_arguments", {})
     found = Setup(
         told["algorithm"], module, folder.world(told), world, arguments, config, told["preset"], start=start
