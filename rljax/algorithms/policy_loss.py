@@ -49,19 +49,7 @@ def statistics(config: Any) -> Callable[[Array, Array], tuple[Array, Array]]:
     not differentiated.
     """
     if config.top_k is None and config.top_p is None and config.min_p is None:
-
-        def plain(logits: Array, tokens: Array) -> tuple[Array, Array]:
-            logits = logits / config.temperature
-            best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-            logits = logits - best
-            weight = jnp.exp(logits)
-            total = weight.sum(axis=-1)
-            index = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
-            log_z = jnp.log(total)
-            log_prob = jnp.where(index == tokens[..., None], logits, 0).sum(axis=-1) - log_z
-            return log_prob, jax.lax.stop_gradient(log_z - (weight * logits).sum(axis=-1) / total)
-
-        return plain
+        return lambda logits, tokens: sampling.statistics(logits / config.temperature, tokens)
     truncation = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
 
     def one(logits: Array, token: Array) -> tuple[Array, Array]:

@@ -90,6 +90,39 @@ def log_prob(logits: Logits, token: int | Int[Array, ""]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(index == token, logits, 0.0)) - jax.nn.logsumexp(logits)
 
 
+def statistics(
+    logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """log softmax(logits)[token], and the entropy of softmax(logits) in nats, which is not differentiated.
+    Logits are finite.
+
+    Its own gradient, softmax times what the forward pass kept, reads the logits half as often as autodiff's.
+    """
+    return _statistics(logits, tokens)
+
+
+def _statistics_forward(logits: Array, tokens: Array) -> tuple[tuple[Array, Array], tuple]:
+    best = logits.max(axis=-1, keepdims=True)
+    shifted = logits - best
+    weight = jnp.exp(shifted)
+    total = weight.sum(axis=-1)
+    own = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
+    log_z = jnp.log(total)
+    entropy = log_z - (weight * shifted).sum(axis=-1) / total
+    return ((own - best)[..., 0] - log_z, entropy), (weight, total, tokens)
+
+
+def _statistics_backward(saved: tuple, g: tuple[Array, Array]) -> tuple[Array, None]:
+    weight, total, tokens = saved
+    index = jax.lax.broadcasted_iota(tokens.dtype, weight.shape, weight.ndim - 1)
+    others = weight * (-g[0] / total)[..., None]
+    return jnp.where(index == tokens[..., None], g[0][..., None] + others, others), None
+
+
+_statistics = jax.custom_vjp(lambda logits, tokens: _statistics_forward(logits, tokens)[0])
+_statistics.defvjp(_statistics_forward, _statistics_backward)
+
+
 def draw(uniform: Float[Array, "2"], logits: Logits) -> tuple[Int32[Array, ""], Float[Array, ""]]:
     """A token of the distribution softmax(logits), and its log-probability.
 

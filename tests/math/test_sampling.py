@@ -200,6 +200,26 @@ def test_log_prob_of_any_token_and_its_gradient() -> None:
     assert np.isfinite(gradient).all()
 
 
+def test_statistics_of_tokens_and_their_gradient() -> None:
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(5 * rng.normal(size=(2, 3, 7)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 7, (2, 3)), jnp.int32)
+    log_p = jax.nn.log_softmax(logits)
+    found, pull = jax.vjp(lambda logits: sampling.statistics(logits, tokens), logits)
+    own = jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found[0], own, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1], -(jnp.exp(log_p) * log_p).sum(-1), rtol=1e-5, atol=1e-5)
+    weight = jnp.asarray(rng.normal(size=(2, 3)), jnp.float32)
+    exact = jax.grad(
+        lambda x: (weight * jnp.take_along_axis(jax.nn.log_softmax(x), tokens[..., None], -1)[..., 0]).sum()
+    )(logits)
+    np.testing.assert_allclose(pull((weight, jnp.ones((2, 3))))[0], exact, rtol=1e-5, atol=1e-6)
+    far = sampling.statistics(
+        logits.at[0, 0].set(300.0 * jnp.arange(7, dtype=jnp.float32)), tokens
+    )  # nothing overflows
+    assert np.isfinite(far).all()
+
+
 def test_the_gradient_is_that_of_the_kept_set() -> None:
     logits = logits_of(50)
     support = kept(truncated(logits))

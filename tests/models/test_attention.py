@@ -9,7 +9,8 @@ import pytest
 
 from rljax.models.transformer import attention
 from rljax.models.transformer.attention import attend
-from rljax.models.transformer.products import matmul, product, swapped
+from rljax.models.transformer.layers import rotate
+from rljax.models.transformer.products import along, matmul, product, swapped
 
 B, H, KV, D = 6, 4, 2, 8
 
@@ -138,6 +139,33 @@ def test_products_are_those_of_rounded_inputs_forwards_and_backwards(dtype: Any)
     to_x, to_y = pull(weight)
     np.testing.assert_allclose(to_x, rounded(weight) @ rounded(y).swapaxes(1, 2), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(to_y, rounded(x).swapaxes(1, 2) @ rounded(weight), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_a_vector_along_rows_is_their_sum() -> None:
+    rng = np.random.default_rng(0)
+    rows, weight = (jnp.asarray(rng.normal(size=(3, 5, 4)), jnp.float32) for _ in range(2))
+    found, pull = jax.vjp(lambda vector: along(vector, rows), weight[0, 0])
+    np.testing.assert_array_equal(found, np.broadcast_to(weight[0, 0], rows.shape))
+    np.testing.assert_allclose(pull(weight)[0], np.sum(weight, axis=(0, 1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("half", [0, 1, 3])
+def test_the_gradient_of_a_rotation_is_that_of_its_formula(half: int) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = (jnp.asarray(rng.normal(size=(2, 5, 3, 6)), jnp.float32) for _ in range(2))
+    angle = jnp.asarray(rng.normal(size=(2, 5, half)), jnp.float32)
+
+    def formula(x: jax.Array) -> jax.Array:
+        cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+        first, second = x[..., :half], x[..., half : 2 * half]
+        return jnp.concatenate(
+            [first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], -1
+        )
+
+    found, pull = jax.vjp(lambda x: rotate(x, jnp.cos(angle), jnp.sin(angle)), x)
+    exact, exact_pull = jax.vjp(formula, x)
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pull(weight)[0], exact_pull(weight)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_a_transpose_that_lies_in_memory_is_a_transpose_under_every_transformation() -> None:

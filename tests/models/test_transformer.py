@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rljax.models.transformer import Layer, Rotary, TransformerConfig, logical_axes, transformer
+from rljax.models.transformer.attention import stored
 
 FULL, NARROW = Layer(), Layer(window=3)
 LLAMA = TransformerConfig(
@@ -308,7 +309,26 @@ def test_bfloat16_is_near_float32(name: str) -> None:
     gradient = jax.jit(jax.grad(partial(loss, half)))(params, jnp.ones((2, 9), jnp.int32))
     assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     _, cache = half.prefill(params, TOKENS, jnp.ones((2, 9), bool), 12)
-    assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.layers)} == {jnp.dtype(stored(jnp.bfloat16))}
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "neox"])
+def test_bfloat16_decodes_what_it_is_trained_on(name: str) -> None:
+    """A cache that is held wider holds the rounded numbers: what is left is the rounding of single sums."""
+    model, params = build(replace(CONFIGS[name], dtype=jnp.bfloat16))
+    whole = model.logits(params, model.forward(params, TOKENS))
+    state, cache = model.prefill(params, TOKENS[:, :4], jnp.ones((2, 4), bool), 9)
+    for step in range(4, 9):
+        near = np.abs(whole[:, step - 1] - model.logits(params, state)).max()
+        assert near < 0.03 * np.abs(whole).max()
+        state, cache = jax.jit(model.decode)(params, TOKENS[:, step], cache)
+
+
+def test_positions_of_a_table_are_those_computed() -> None:
+    model, params = build(CONFIGS["llama"])
+    given = jnp.broadcast_to(jnp.arange(9, dtype=jnp.int32), TOKENS.shape)
+    exact = model.forward(params, TOKENS, None, given)
+    np.testing.assert_allclose(model.forward(params, TOKENS), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_parameters_can_be_bfloat16() -> None:

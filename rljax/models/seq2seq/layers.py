@@ -9,17 +9,15 @@ prompt padded on the left gives what it gives padded on the right, as the checkp
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rljax.models.seq2seq.config import Seq2SeqConfig
 from rljax.models.transformer.attention import attend
-from rljax.models.transformer.layers import ACTIVATIONS, Linear, Norm, dropped
+from rljax.models.transformer.layers import ACTIVATIONS, Linear, Norm, dropped, put
 from rljax.models.transformer.model import POLICIES
 from rljax.types import Array, Dropout, PyTree
 
@@ -90,9 +88,7 @@ class Attention(nn.Module):
             key = split(linear(config, heads * size, "key", deviation)(source)).transpose(0, 2, 3, 1)
             value = split(linear(config, heads * size, "value", deviation)(source)).swapaxes(1, 2)
             if cache is not None:
-                assert index is not None
-                put = partial(jax.lax.dynamic_update_slice_in_dim, start_index=index)
-                key, value = put(cache[0], key, axis=3), put(cache[1], value, axis=2)
+                key, value = put(cache[0], key, index, 3), put(cache[1], value, index, 2)
         else:
             assert cache is not None
             key, value = cache

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rljax.models.seq2seq.config import Seq2SeqConfig, check
 from rljax.models.seq2seq.layers import Stack
+from rljax.models.transformer.attention import stored
 from rljax.models.transformer.model import logical_axes as transformer_axes
 from rljax.models.transformer.products import product
 from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
@@ -126,7 +127,7 @@ def seq2seq(config: Seq2SeqConfig) -> LanguageModel:
         if config.loop == "scanned":
             before = config.num_decoder_layers, *before
         shapes = (*before, size, columns), (*before, columns, size)
-        empty = tuple(jnp.zeros(shape, config.dtype) for shape in shapes)
+        empty = tuple(jnp.zeros(shape, stored(config.dtype)) for shape in shapes)
         caches = (empty, None) if config.loop == "scanned" else ((empty, None),) * config.num_decoder_layers
         start = jnp.full(tokens.shape[0], config.start_token, jnp.int32)
         return advance(params, start, source, valid, caches, jnp.int32(0), adapters)

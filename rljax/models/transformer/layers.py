@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from rljax.models.transformer.attention import attend
 from rljax.models.transformer.config import TransformerConfig
-from rljax.models.transformer.products import product
+from rljax.models.transformer.products import along, product
 from rljax.types import Array, Dropout
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -53,11 +53,6 @@ def residual(config: TransformerConfig) -> float:
     return 0.02 / (2 * config.num_layers) ** 0.5
 
 
-def along(vector: Array, y: Array) -> Array:
-    """A vector (D,) in the shape of y (..., D)."""
-    return jnp.broadcast_to(vector, y.shape)
-
-
 class Norm(nn.Module):
     """RMS norm (Zhang & Sennrich 2019) or layer norm over the last axis, in float32."""
 
@@ -81,7 +76,14 @@ class Norm(nn.Module):
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """The first 2 · F dimensions of x (B, T, H, D) turned by the angles whose cos and sin are (B, T, F)."""
+    """The first 2 · F dimensions of x (B, T, H, D) turned by the angles whose cos and sin are (B, T, F).
+    Angles are not differentiated.
+    """
+    return _rotate(x, cos, sin)
+
+
+@jax.custom_vjp
+def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     half = cos.shape[-1]
     if half == 0:
         return x
@@ -90,6 +92,13 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+# A gradient is turned back: autodiff would turn each half by itself, pad both and add.
+_rotate.defvjp(
+    lambda x, cos, sin: (_rotate(x, cos, sin), (cos, sin)),
+    lambda angle, g: (_rotate(g, angle[0], -angle[1]), None, None),
+)
 
 
 class Attention(nn.Module):
@@ -118,9 +127,7 @@ class Attention(nn.Module):
         query, key = rotate(query, *angles), rotate(key, *angles)
         key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
         if cache is not None:
-            column = jnp.asarray(index)
-            put = jax.lax.dynamic_update_slice_in_dim
-            key, value = put(cache[0], key, column, axis=3), put(cache[1], value, column, axis=2)
+            key, value = put(cache[0], key, index, 3), put(cache[1], value, index, 2)
         kept = key, value
         if self.has_variable("adapters", "prefix_key"):  # trained columns that every query sees
             first, second = (self.get_variable("adapters", name) for name in ("prefix_key", "prefix_value"))
@@ -132,6 +139,12 @@ class Attention(nn.Module):
         bias, deviation = "output" in config.biases, residual(config)
         output = Linear(config.hidden_size, bias, config, deviation, name="output")
         return output(mixed), kept
+
+
+def put(cache: Array, columns: Array, index: Array | None, axis: int) -> Array:
+    """The cache with these columns from `index` of an axis on."""
+    columns = columns.astype(cache.dtype)
+    return jax.lax.dynamic_update_slice_in_dim(cache, columns, jnp.asarray(index), axis=axis)
 
 
 def before(prefix: Array, columns: Array, axis: int) -> Array:

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rljax.models.transformer.attention import stored
 from rljax.models.transformer.config import TransformerConfig, check
-from rljax.models.transformer.layers import Block, Norm, along, dropped
-from rljax.models.transformer.products import product
+from rljax.models.transformer.layers import Block, Norm, dropped
+from rljax.models.transformer.products import along, product
 from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
 POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -35,6 +36,7 @@ class Decoder(nn.Module):
 
     config: TransformerConfig
     keep: bool = False
+    below: int | None = None  # positions are, where that is known
 
     @nn.compact
     def __call__(
@@ -56,7 +58,7 @@ class Decoder(nn.Module):
             table = self.param("position_embedding", nn.initializers.normal(0.02), shape, config.param_dtype)
             x = x + table[positions].astype(config.dtype)
         x = dropped(x, dropout, 0)
-        angles, kinds = rotations(config, positions)
+        angles, kinds = rotations(config, positions, self.below)
         rest = angles, allowed, distance, index, dropout
         if config.loop == "scanned":
             scan: Any = nn.scan  # its type says that in_axes is one number
@@ -98,18 +100,26 @@ def rematerialized(config: TransformerConfig, block: Any) -> Any:
     return nn.remat(block, policy=POLICIES[config.remat], prevent_cse=config.loop == "unrolled")
 
 
-def rotations(config: TransformerConfig, positions: Array) -> tuple[tuple[Array, Array], list[int]]:
+def rotations(
+    config: TransformerConfig, positions: Array, below: int | None
+) -> tuple[tuple[Array, Array], list[int]]:
     """cos and sin, (R, B, T, F), of the R different rotary embeddings, and which one each layer has.
 
-    A layer without has an embedding that turns by nothing.
+    A layer without has an embedding that turns by nothing. Positions that are `below` a number are looked up
+    in a table, whose entries are computed once: XLA computes a cosine again wherever it is used, for every
+    head of every layer, forwards and backwards.
     """
     kinds = list(dict.fromkeys(layer.rotary for layer in config.layers))
     turning = [kind for kind in kinds if kind is not None]
     still = np.zeros_like(turning[0].frequencies(config.head_size)) if turning else np.zeros(0, np.float32)
     tables = [still if kind is None else kind.frequencies(config.head_size) for kind in kinds]
     frequencies = jnp.asarray(np.stack(tables))[:, None, None, :]
-    angles = positions[None, :, :, None].astype(jnp.float32) * frequencies
-    return (jnp.cos(angles), jnp.sin(angles)), [kinds.index(layer.rotary) for layer in config.layers]
+    each = positions if below is None else jnp.arange(below, dtype=jnp.int32)[None]
+    angles = each[None, :, :, None].astype(jnp.float32) * frequencies
+    found = jnp.cos(angles), jnp.sin(angles)
+    if below is not None:
+        found = jax.tree.map(lambda table: table[:, 0].at[:, positions].get(mode="clip"), found)
+    return found, [kinds.index(layer.rotary) for layer in config.layers]
 
 
 def transformer(config: TransformerConfig) -> LanguageModel:
@@ -119,9 +129,11 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     """
     check(config)
 
-    def run(keep: bool, params: PyTree, adapters: PyTree, *inputs: Any) -> tuple[Array, PyTree]:
+    def run(
+        keep: bool, below: int | None, params: PyTree, adapters: PyTree, *inputs: Any
+    ) -> tuple[Array, PyTree]:
         variables = {"params": params} if adapters is None else {"params": params, "adapters": adapters}
-        output: Any = Decoder(config, keep).apply(variables, *inputs)
+        output: Any = Decoder(config, keep, below).apply(variables, *inputs)
         return output
 
     def init(key: Key) -> PyTree:
@@ -150,9 +162,10 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         else:
             same = segments[:, :, None] == segments[:, None, :]
             allowed = same & (distance >= 0) & (segments > 0)[:, None, :]
+        below = tokens.shape[1] if positions is None else None
         if positions is None:
             positions = jnp.broadcast_to(columns, tokens.shape) if segments is None else places(segments)
-        return run(keep, params, adapters, tokens, positions, allowed, distance, None, None, dropout)
+        return run(keep, below, params, adapters, tokens, positions, allowed, distance, None, None, dropout)
 
     def forward(
         params: PyTree,
@@ -181,7 +194,8 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         spare = columns - tokens.shape[1]
         before = [(0, 0)] * (3 if config.loop == "scanned" else 2)
         widths = [*before, (0, 0), (0, spare)], [*before, (0, spare), (0, 0)]  # of keys, of values
-        widen = lambda pair: tuple(map(jnp.pad, pair, widths))
+        held = stored(config.dtype)
+        widen = lambda pair: tuple(jnp.pad(x.astype(held), w) for x, w in zip(pair, widths, strict=True))
         cache = Cache(
             layers=widen(layers) if config.loop == "scanned" else tuple(map(widen, layers)),
             valid=jnp.pad(valid, [(0, 0), (0, spare)]),
@@ -194,7 +208,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         columns = jnp.arange(cache.valid.shape[1], dtype=jnp.int32)
         valid = cache.valid | (columns == cache.index)[None]
         inputs = token[:, None], cache.position[:, None], valid[:, None], (cache.index - columns)[None, None]
-        hidden, layers = run(True, params, adapters, *inputs, cache.layers, cache.index)
+        hidden, layers = run(True, columns.size, params, adapters, *inputs, cache.layers, cache.index)
         return hidden[:, 0], Cache(layers, valid, cache.position + 1, cache.index + 1)
 
     def completion(
@@ -219,7 +233,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
         steps = jnp.arange(length, dtype=jnp.int32)
         distance = (width + steps)[:, None] - jnp.arange(width + length, dtype=jnp.int32)[None]
         inputs = tokens, cache.position[:, None] + steps[None], allowed, distance[None]
-        rest = run(False, params, adapters, *inputs, cache.layers, cache.index)[0]
+        rest = run(False, width + length, params, adapters, *inputs, cache.layers, cache.index)[0]
         return jnp.concatenate([jnp.repeat(first, group, axis=0)[:, None], rest], axis=1)
 
     def fork(cache: Cache, group: int) -> Cache:

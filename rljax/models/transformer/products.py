@@ -29,6 +29,13 @@ def matmul(x: Array, y: Array, dtype: Any) -> Array:
     return _matmul(x, y, dtype)
 
 
+def along(vector: Array, y: Array) -> Array:
+    """A vector (D,) in the shape of y (..., D). On a CPU its gradient is a product too, which sums rows
+    several times as fast as a sum does.
+    """
+    return _along(vector, y.shape)
+
+
 def swapped(x: Array) -> Array:
     """x (..., M, N) as (..., N, M), in memory too where a product is only then fast."""
     x = x.swapaxes(-1, -2)
@@ -76,5 +83,15 @@ def _matmul_backward(dtype: Any, saved: tuple[Array, Array], g: Array) -> tuple[
     return to_x.astype(x.dtype), to_y.astype(y.dtype)
 
 
+def _along_backward(shape: tuple[int, ...], saved: None, g: Array) -> tuple[Array]:
+    del shape, saved
+    rows = g.reshape(-1, g.shape[-1])
+    if jax.default_backend() != "cpu":
+        return (rows.sum(axis=0),)
+    return (jnp.matmul(jnp.ones((1, len(rows)), jnp.float32), rows.astype(jnp.float32))[0].astype(g.dtype),)
+
+
+_along: Any = jax.custom_vjp(jnp.broadcast_to, nondiff_argnums=(1,))
+_along.defvjp(lambda vector, shape: (_along(vector, shape), None), _along_backward)
 _matmul: Any = jax.custom_vjp(_dot, nondiff_argnums=(2,))
 _matmul.defvjp(lambda x, y, dtype: (_dot(x, y, dtype), (x, y)), _matmul_backward)
