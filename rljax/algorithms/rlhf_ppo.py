@@ -181,13 +181,15 @@ def make(
         """Log-probabilities and values (B, T) before the update, and log-probabilities at the start."""
         measured = policy_loss.statistics(config)
 
-        def part(prompt: Array, valid: Array, completion: Array) -> tuple[Array, Array]:
+        def part(prompt: Array, valid: Array, completion: Array) -> tuple[Array | None, Array]:
             hidden, value = states(state.params, prompt, valid, completion)
+            if config.old_log_prob == "sampled":
+                return None, value
             inputs = state.params["policy"], hidden, completion
             return per_token(trained, measured, *inputs, chunk=config.chunk)[0], value
 
         old, value = policy_loss.in_parts(part, rollout, config)
-        old = rollout.log_prob if config.old_log_prob == "sampled" else old
+        old = rollout.log_prob if old is None else old
         return old, value, policy_loss.at_start(model, frozen, rollout, config)
 
     def credit(
