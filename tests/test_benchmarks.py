@@ -14,8 +14,8 @@ scores, tables, throughput, off_policy, side_by_side = map(
     importlib.import_module,
     ("control_scores", "tables", "control_throughput", "off_policy_throughput", "side_by_side"),
 )
-language_models, training, generation = map(
-    importlib.import_module, ("language_models", "training", "generation")
+language_models, training, generation, grpo = map(
+    importlib.import_module, ("language_models", "training", "generation", "grpo")
 )
 
 PEERS = ["--rejax-python", "/r/python", "--purejaxrl", "/p"]
@@ -128,7 +128,7 @@ def test_a_table_replaces_only_what_is_between_its_markers():
 
 def test_the_readme_has_every_table():
     text = (FOLDER / "README.md").read_text()
-    for marker in ("throughput", "scores", "off-policy", "parity", "training", "generation"):
+    for marker in ("throughput", "scores", "off-policy", "parity", "training", "generation", "grpo"):
         assert "| marked |" in tables.between(text, marker, "| marked |")
 
 
@@ -137,7 +137,7 @@ def test_committed_results_still_make_tables():
         content = tables.read(path)
         show = off_policy.show if content["benchmark"].startswith("off_policy") else throughput.table
         assert len({line.count("|") for line in show(content).splitlines()[2:]}) == 1
-    for module in (training, generation):
+    for module in (training, generation, grpo):
         for path in sorted((FOLDER / "results").glob(f"{module.__name__}_*.json")):
             content = tables.read(path)
             rows = [line for line in module.table(content).splitlines() if line.startswith("| ")]
@@ -401,9 +401,13 @@ def test_arguments_say_which_language_models_are_measured():
     found = generation.parse(["--gpu", "--models", "1b", "--dtypes", "bfloat16", "--kinds", "mixed"])
     assert (found.models, found.dtypes, found.kinds) == (["1b"], ["bfloat16"], ["mixed"])
     assert generation.parse(["--cores", "0"]).kinds == ["decode", "prefill"]
+    found = grpo.parse(["--cores", "0", "--trl-python", "/t/python", "--seeds", "2"])
+    assert (found.models, found.dtypes) == (["4.5m"], ["float32", "bfloat16"])
+    assert (found.systems, found.cycles, found.seeds) == (["rljax", "parts", "trl"], 3, 2)
+    assert found.torch_python == Path("/t/python")
 
 
-@pytest.mark.parametrize("name", ["training", "generation"])
+@pytest.mark.parametrize("name", ["training", "generation", "grpo"])
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -517,6 +521,34 @@ def test_generation_table_has_a_part_for_mixed_lengths():
     assert lines[8] == row.replace("decode", "mixed")
 
 
+def test_work_of_a_cycle_of_grpo():
+    # 8 prompts of 14 tokens through the layers and once through the head; 64 rows of 63 more tokens, whose
+    # attention reads 15 to 77 columns; and the update twice that again
+    prompts = 8 * (2 * 1152 * 14 + 2 * 256 + 4 * 2 * 8 * 14 * 14 / 2)
+    decode = 64 * (2 * (1152 + 256) * 63 + 4 * 2 * 8 * sum(range(15, 78)))
+    assert grpo.cycle_flops(TINY) == 4 * (prompts + decode)
+
+
+def test_grpo_table():
+    ours = {"seconds_per_cycle": 1.5, "of_matmul": 0.5, "compile_seconds": [9.0], "peak_bytes": 10**9}
+    ours["parts"] = {"prefill": 0.01, "decode": 0.5, "reward": 0.0, "update": 1.0}
+    theirs = {"seconds_per_cycle": 4.5, "rljax_is_faster_by": {"medians": 3.0, "rounds": [2.9, 3.1]}}
+    case = grpo.Case("4.5m", "float32")
+    systems = {"rljax": ours, "parts": {"error": "gone"}, "trl": theirs}
+    alone = grpo.Case("0.1m", "float32")
+    cases = {
+        case.name: case._asdict() | {"systems": systems},
+        alone.name: alone._asdict() | {"systems": {"rljax": ours}},
+    }
+    lines = grpo.table({"hardware": "a core", "cases": cases}).splitlines()
+    assert lines[0] == "**a core**"
+    assert len({line.count("|") for line in lines[2:]}) == 1
+    first, second = (line.strip("| ").split(" | ") for line in lines[4:])
+    assert first[:6] == ["4.5m, float32", "1.5", "failed", "–", "4.5", "**3.00** (2.90–3.10)"]
+    assert first[6:] == ["0.01 / 0.5 / 0 / 1", "50%", "9", "1.00"]
+    assert second[:6] == ["0.1m, float32", "1.5", *["–"] * 4]
+
+
 @pytest.fixture
 def peer():
     """Starts one of peers/*.py on a core of this process."""
@@ -563,6 +595,18 @@ def test_generation_workers(system, kind, peer):
     assert worker.ask("time")["seconds"] > 0
     tokens = worker.ask("measure")["value"]
     assert tokens == 2 * 4 if kind == "decode" else 4 <= tokens <= 4 * 4
+
+
+@pytest.mark.parametrize("system", ["rljax", "parts", "seeds"])
+def test_grpo_workers(system, peer):
+    worker = peer("rljax_grpo.py")
+    asked = {"shape": TINY, "prompts": 2, "group": 2, "prompt": 3, "new": 4, "cycles": 1, "seeds": 2}
+    worker.ask("compile", **asked, dtype="bfloat16", system=system)
+    assert worker.ask("time")["seconds"] > 0
+    parts = worker.ask("measure")["value"]
+    assert (parts is None) == (system != "rljax")
+    if parts:
+        assert list(parts) == list(grpo.PARTS)
 
 
 def test_the_limit_worker(peer):
