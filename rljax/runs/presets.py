@@ -268,9 +268,9 @@ def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
     grpo = rloo | {"groups": "resampled", "oversampling": 3, "clip_high": 0.28}
     reinforce = {"num_prompts": 256}
     strings = {  # fields, learning rate, iterations
-        "rlhf_ppo": (ppo | {"num_minibatches": 1}, 5e-4, 600),
+        "rlhf_ppo": (ppo | {"num_minibatches": 1}, 5e-4, 900),
         "grpo": (grpo, 5e-4, 300),
-        "rloo": (rloo | {"num_minibatches": 1}, 1e-3, 500),
+        "rloo": (rloo | {"num_minibatches": 1}, 5e-4, 900),
         "text_reinforce": (reinforce, 5e-4, 1000),
     }
     sums = {
