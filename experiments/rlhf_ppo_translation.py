@@ -20,12 +20,12 @@ import sacrebleu
 import rljax
 from rljax import rlhf_ppo, sft, text
 
-SEEDS, VOCABULARY = 3, 2048
+SEEDS, VOCABULARY = 5, 2048
 SFT = sft.Config(
     total_steps=3_000_000, learning_rate=2e-3, batch_size=64, hidden_size=96, num_layers=2, schedule="cosine"
 )
 PPO = rlhf_ppo.Config(
-    total_steps=51_200,
+    total_steps=153_600,
     learning_rate=1e-4,
     warmup_fraction=0.1,
     beta2=0.95,
