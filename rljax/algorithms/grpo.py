@@ -11,7 +11,7 @@ Its variants are choices of pure functions:
 
     DAPO      clip_high, aggregation "token_mean", overlong "penalty", groups "resampled" (Yu et al. 2025)
     Dr.GRPO   advantage "centred", aggregation "constant" (Liu et al. 2025, arXiv:2503.20783)
-    GSPO      loss "sequence" and a clip of about 3e-4: the mean log-ratio of a completion (Zheng et al. 2025)
+    GSPO      loss "sequence", aggregation "sequence_mean" and a clip of about 3e-4 (Zheng et al. 2025)
     CISPO     loss "cispo": the ratio's bound weighs the policy gradient (MiniMax 2025, arXiv:2506.13585)
 
 Differs from the paper: the mean is over the tokens of a whole minibatch, and there is no KL penalty unless
@@ -164,16 +164,23 @@ def make(
             checks.number(config, name, low=low)
     checks.count(config, "group_size", low=2)
     checks.count(config, "oversampling")
-    checks.choice(config, "loss", LOSSES)
-    checks.choice(config, "advantage", ADVANTAGES)
-    checks.choice(config, "aggregation", AGGREGATIONS)
-    checks.choice(config, "groups", ("all", "varied", "resampled"))
-    checks.choice(config, "overlong", ("kept", "masked", "penalty"))
-    checks.choice(config, "divergence", DIVERGENCES)
+    choices = {
+        "loss": LOSSES,
+        "advantage": ADVANTAGES,
+        "aggregation": AGGREGATIONS,
+        "divergence": DIVERGENCES,
+    }
+    choices |= {"groups": ("all", "varied", "resampled"), "overlong": ("kept", "masked", "penalty")}
+    for name, allowed in choices.items():
+        checks.choice(config, name, allowed)
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
+    if config.dual_clip is not None and config.loss == "cispo":
+        checks.complain(config, "dual_clip", 'is of the losses "token" and "sequence"')
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
+    if config.overlong == "penalty":
+        checks.number(config, "overlong_buffer", high=completions.new_tokens(config, task))
     model, trained, begin = language.adapted(task, config, network, frozen, length)
     group = config.group_size
     completions.check(config, task, model, config.oversampling)

@@ -58,6 +58,8 @@ def adapted(
             f"the task {task.name} has a vocabulary of {task.vocab_size} tokens, its model one of {size}: "
             "begin with a model that has all of them"
         )
+    if "params" in frozen:
+        _check_params(task, model, frozen["params"])
     adaptation = ADAPTATIONS[config.train](config, model)
     if adaptation is None:
         copy = lambda key: jax.tree.map(jnp.copy, frozen["params"])
@@ -66,6 +68,21 @@ def adapted(
         checks.complain(config, "train", 'needs parameters to adapt: name a --model, or choose "all"')
     trained = adapters.attach(model, frozen["params"], adaptation)
     return model, trained, trained.init
+
+
+def _check_params(task: Task, model: LanguageModel, params: PyTree) -> None:
+    """ValueError naming the first of the given parameters that is not of the model."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+        return
+    named = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    given, own = named(params), named(jax.eval_shape(model.init, jax.random.key(0)))
+    for name in dict.fromkeys((*own, *given)):
+        there, here = (tree[name].shape if name in tree else "absent" for tree in (given, own))
+        if there != here:
+            raise ValueError(
+                f"the task {task.name} begins with parameters of another model: {name} is {there}, in its "
+                f"model of {model.config.vocab_size} tokens {here}"
+            )
 
 
 def check_start(config: Any, frozen: PyTree) -> None:

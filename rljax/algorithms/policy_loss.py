@@ -132,7 +132,7 @@ def by_token(
     def one(logits: Array, tokens: Array, old: Array | None, *more: PyTree) -> tuple[Array, Told]:
         log_prob, entropy = measured(logits, tokens)
         log_prob = jnp.where(more[-1], log_prob, 0.0)  # elsewhere ratios may be of any size
-        old = jax.lax.stop_gradient(log_prob) if old is None else old
+        old = jax.lax.stop_gradient(log_prob) if old is None else jnp.where(more[-1], old, 0.0)
         return function(log_prob, old, *more), Told(log_prob, old, entropy)
 
     inputs = batch.completion, batch.old, batch.extras, batch.mask
@@ -155,7 +155,7 @@ def by_sequence(
         model, statistics(config), params, hidden, batch.completion, chunk=config.chunk
     )
     log_prob = jnp.where(batch.mask, log_prob, 0.0)
-    old = jax.lax.stop_gradient(log_prob) if batch.old is None else batch.old
+    old = jax.lax.stop_gradient(log_prob) if batch.old is None else jnp.where(batch.mask, batch.old, 0.0)
     total = jnp.sum(weights * function(log_prob, old, batch.extras, batch.mask))
     return total, Told(jax.lax.stop_gradient(log_prob), old, entropy)
 

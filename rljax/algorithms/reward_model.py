@@ -124,8 +124,6 @@ def make(
     checks.number(config, "temperature", low=0, open_low=True)
     if config.centring is not None:
         checks.number(config, "centring", low=0)
-    if config.margin == "data" and config.loss != "pairwise":
-        checks.complain(config, "margin", 'is of the loss "pairwise"')
     frozen = task.frozen if frozen is None else frozen
     width = judgements.size(task, frozen) + 1  # the head reads the state after the last token
     base, model, begin = language.adapted(task, config, network, frozen, width)
@@ -176,11 +174,11 @@ def make(
         def loss_sum(params: PyTree, part: tuple[Preferences, Array]) -> tuple[Array, dict[str, Mean]]:
             rows, weights = part
             given = state.gain * scores(params, rows) + state.bias
+            margin = rows.margin if config.margin == "data" else 0.0
             if config.loss == "pairwise":
-                margin = rows.margin if config.margin == "data" else 0.0
                 loss = preferences.bradley_terry(given[:, 0], given[:, 1], margin)
             else:
-                loss = preferences.choice(given)
+                loss = preferences.choice(given, margin)
             centre = preferences.centring(given)
             if config.centring is not None:
                 loss = loss + config.centring * centre

@@ -138,8 +138,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
-    positive = "clip", "value_clip", "value_coefficient", "kl_target", "kl_horizon"
-    checks.number(config, *positive, low=0, open_low=True)
+    checks.number(config, "clip", "value_clip", "value_coefficient", "kl_target", low=0, open_low=True)
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     if config.missing_end is not None:
         checks.number(config, "missing_end", low=0)
@@ -154,8 +153,9 @@ def make(
     group = config.group_size
     completions.check(config, task, model)
     language.check_start(config, frozen)
-    if config.kl_controller == "adaptive" and config.kl is None:
-        checks.complain(config, "kl_controller", "has nothing to control: give kl, its coefficient at first")
+    if config.kl_controller == "adaptive":
+        checks.number(config, "kl", low=0, open_low=True)
+        checks.number(config, "kl_horizon", low=config.steps_per_iteration / 5, open_low=True)  # keeps β > 0
     head = value_head(model.config.hidden_size)
 
     def init(key: Key) -> State:

@@ -25,13 +25,16 @@ def bradley_terry(
     return -jax.nn.log_sigmoid(chosen - rejected - margin)
 
 
-def choice(scores: Float[Array, "*S K"]) -> Float[Array, "*S"]:
-    """−log softmax(scores)₀: the first of K completions was preferred to the others.
+def choice(scores: Float[Array, "*S K"], margin: Scalar | Float[Array, "*S"] = 0.0) -> Float[Array, "*S"]:
+    """−log softmax(scores)₀: the first of K completions was preferred to the others, whose scores count
+    `margin` more.
 
     The reward model's loss of Ziegler et al. 2019, eq. 1. K = 2 is `bradley_terry`. A score of −∞ stands for
     a completion that was not shown.
     """
-    return jax.nn.logsumexp(scores, axis=-1) - scores[..., 0]
+    others = scores[..., 1:] + jnp.broadcast_to(margin, scores.shape[:-1])[..., None]
+    whole = jnp.concatenate([scores[..., :1], others], axis=-1)
+    return jax.nn.logsumexp(whole, axis=-1) - scores[..., 0]
 
 
 def centring(scores: Float[Array, "*S K"]) -> Float[Array, "*S"]:

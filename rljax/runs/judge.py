@@ -54,7 +54,7 @@ def judge(
     elif member is not None:
         raise ValueError(f"{model} is no run: member is of runs")
     loaded = _loaded(model, members[0])
-    problem = problems.spelt(problem, loaded.tokenizer, str(model))
+    problem = problems.read_by(problem, loaded, str(model))
     drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
     measure = _measure(loaded.model, problem, prompts, drawn, samples)
     found: dict[str, list[float]] = {}

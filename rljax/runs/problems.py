@@ -85,8 +85,19 @@ def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
         loaded = pretrained.language_model(
             source, start.member, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32
         )
-    problem = spelt(problem, loaded.tokenizer, start.source)
+    problem = read_by(problem, loaded, start.source)
     return problem._replace(model=loaded.model, params=loaded.params, generation=loaded.generation)
+
+
+def read_by(problem: Any, loaded: Any, source: str) -> Any:
+    """The problem as a `text.Pretrained` model reads and writes it: in its tokens, and what ends a completion
+    is also what ends one of the model's own.
+
+    Raises: ValueError where the problem has a vocabulary of its own.
+    """
+    problem = spelt(problem, loaded.tokenizer, source)
+    stops = dict.fromkeys((*problem.stop_ids, *loaded.generation.stop_ids))
+    return problem._replace(stop_ids=tuple(stops))
 
 
 def spelt(problem: Any, tokenizer: Any, source: str) -> Any:

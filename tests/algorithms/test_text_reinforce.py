@@ -202,7 +202,20 @@ def short() -> Task:
         ),
         (grpo, tasks.rewarded_task, {"kl": 0.1}, "kl = 0.1: needs the parameters of a policy"),
         (rlhf_ppo, tasks.rewarded_task, {"kl": 0.1}, "kl = 0.1: needs the parameters of a policy"),
-        (rlhf_ppo, tasks.rewarded_task, {"kl_controller": "adaptive"}, "has nothing to control"),
+        (rlhf_ppo, tasks.rewarded_task, {"kl_controller": "adaptive"}, "kl = None: must be above 0"),
+        (
+            rlhf_ppo,
+            tasks.rewarded_task,
+            {"kl_controller": "adaptive", "kl": 0.1, "kl_horizon": 2.0},
+            "kl_horizon = 2: must be above 2.4",
+        ),
+        (grpo, tasks.rewarded_task, {"loss": "cispo", "dual_clip": 3.0}, 'is of the losses "token"'),
+        (
+            grpo,
+            tasks.rewarded_task,
+            {"overlong": "penalty"},
+            "overlong_buffer = 16: must be finite and at most",
+        ),
         (grpo, tasks.rewarded_task, {"train": "lora"}, "needs parameters to adapt"),
         (grpo, tasks.rewarded_task, {"num_prompts": 25}, "num_prompts = 25: must be at most the 24 prompts"),
         (grpo, tasks.rewarded_task, {"num_prompts": "8"}, "num_prompts = '8': must be an integer"),
@@ -235,6 +248,35 @@ def test_without_demonstrations_there_is_nothing_to_mix_in() -> None:
     config = configured(text_reinforce, FIELDS | {"num_prompts": 2}, mixing=0.5)
     with pytest.raises(ValueError, match=r"mixing = 0\.5: the task free has no demonstrations"):
         text_reinforce.make(task_of(problem, "prompts"), config)
+
+
+def test_parameters_of_another_vocabulary_are_named() -> None:
+    task, size = tasks.rewarded_task(), {name: tasks.RL[name] for name in ("hidden_size", "num_layers")}
+    other = language_model(task.vocab_size + 3, configured(grpo, FIELDS | size), tasks.reverse().length)
+    begun = task._replace(params=other.init(jax.random.key(0)))
+    says = rf"task reverse begins with parameters of another model: .* is \({task.vocab_size + 3}, 16\)"
+    with pytest.raises(ValueError, match=says) as caught:
+        grpo.make(begun, configured(grpo, FIELDS))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", ["token", "sequence"])
+def test_improbable_padding_leaves_the_loss_finite(loss: Any) -> None:
+    """Ratios of places without a token, of log-probabilities below −88, would be infinite."""
+    task, config = tasks.rewarded_task(), configured(grpo, FIELDS, num_minibatches=2, loss=loss)
+    made = programs(grpo, task)
+    state = made.init(config, jax.random.key(0))
+    rollout = made.sample(config, KEY, state)
+    end = jnp.broadcast_to(jnp.arange(rollout.mask.shape[1]) < 2, rollout.mask.shape)
+    rollout = rollout._replace(mask=rollout.mask & end, drawn=rollout.drawn & end)
+    improbable = jnp.where(end, rollout.log_prob, -200.0)
+    sampled = config.replace(old_log_prob="sampled")
+    told = [
+        made.learn(sampled, KEY, state, rollout._replace(log_prob=old), of(np.arange(12.0)))[1]
+        for old in (rollout.log_prob, improbable)
+    ]
+    assert np.isfinite(told[0].policy_loss.value)
+    np.testing.assert_array_equal(told[0].policy_loss.value, told[1].policy_loss.value)
 
 
 def test_a_reward_of_the_host_does_not_enter_a_program() -> None:
