@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from rljax import checks
 from rljax.math import optimization, schedules
@@ -72,7 +73,7 @@ def adapted(
 
 def _check_params(task: Task, model: LanguageModel, params: PyTree) -> None:
     """ValueError naming the first of the given parameters that is not of the model."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(params)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(params)):
         return
     named = lambda tree: {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
     given, own = named(params), named(jax.eval_shape(model.init, jax.random.key(0)))

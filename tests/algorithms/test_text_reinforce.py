@@ -205,7 +205,7 @@ def short() -> Task:
         (rlhf_ppo, tasks.rewarded_task, {"kl_controller": "adaptive"}, "kl = None: must be above 0"),
         (
             rlhf_ppo,
-            tasks.rewarded_task,
+            tasks.rewarded_task_with_a_model,
             {"kl_controller": "adaptive", "kl": 0.1, "kl_horizon": 2.0},
             "kl_horizon = 2: must be above 2.4",
         ),
