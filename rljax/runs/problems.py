@@ -90,14 +90,14 @@ def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
 
 
 def read_by(problem: Any, loaded: Any, source: str) -> Any:
-    """The problem as a `text.Pretrained` model reads and writes it: in its tokens, and what ends a completion
-    is also what ends one of the model's own.
+    """The problem as a `text.Pretrained` model reads and writes it: in its tokens, and a completion ends at
+    the model's own stop tokens too, as of a chat's turn.
 
     Raises: ValueError where the problem has a vocabulary of its own.
     """
-    problem = spelt(problem, loaded.tokenizer, source)
-    stops = dict.fromkeys((*problem.stop_ids, *loaded.generation.stop_ids))
-    return problem._replace(stop_ids=tuple(stops))
+    problem, known = spelt(problem, loaded.tokenizer, source), (*problem.stop_ids, loaded.tokenizer.eos_id)
+    more = tuple(stop for stop in loaded.generation.stop_ids if stop not in known)
+    return problem._replace(stop_ids=problem.stop_ids + more)
 
 
 def spelt(problem: Any, tokenizer: Any, source: str) -> Any:

@@ -70,10 +70,21 @@ def train(
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    cache: dict[Any, Any] = {}  # the program is compiled before the model that it begins with is trained
+    spent = 0.0
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         _free(None if out is None else Path(out), resume)
         start = problems.start_of(model, init, init_member, reward)
-        check = lambda setup: setup.module.make(setup.env, setup.config, network)
+
+        def check(setup: load.Setup) -> None:
+            nonlocal spent
+            title = f"{setup.algorithm} on {setup.env_name}"
+            with log.Progress(1, title, chosen.progress) as bar:
+                given = setup.env, setup.config, {}, numbers, network
+                program = engine.build(setup.module.make, *given, cache=cache)
+                bar.say(f"{title} {memory(program, title)}")
+                spent = program.compile_seconds()
+
         setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen, check), None, None
     elif model or warm_up is not None or reward is not None:
         raise ValueError("model, warm_up and reward are of tasks of text: leave them out")
@@ -87,6 +98,8 @@ def train(
         init_member=init_member,
         network=network,
         options=chosen,
+        cache=cache,
+        spent=spent,
     )
 
 
@@ -116,38 +129,46 @@ def begin(
         blank = problems.blank(problem, setup.config)
         task, config = problems.world(blank, setup.algorithm, setup.config)
         check(setup._replace(env=task, config=config))
-        problem, trained = _warm_up(setup, problem, warm_up, seed, run, options)
-        if trained is not None:
-            start = trained._replace(reward="" if start is None else start.reward)
-            problem = problems.started(given, start, setup.config, run)
+        params = _warm_up(setup, problem, warm_up, seed, run, options)
+        if isinstance(params, problems.Start):
+            start = params._replace(reward="" if start is None else start.reward)
+            problem = problems.started(given, start, setup.config, run)._replace(model=blank.model)
+        else:
+            problem = blank._replace(params=params)
     task, config = problems.world(problem, setup.algorithm, setup.config)
     return setup._replace(env=task, config=config, start=start)
 
 
 def _warm_up(
     setup: load.Setup, problem: Problem, tokens: float | None, seed: int, run: Path | None, options: Options
-) -> tuple[Problem, problems.Start | None]:
-    """`sft` on a problem's demonstrations: the run in RUN/sft, finished already or not, to start from;
-    without a folder the problem with its parameters.
+) -> problems.Start | PyTree:
+    """`sft` on a problem's demonstrations: the run in RUN/sft to start from, finished already or not;
+    without a folder the parameters.
+
+    Raises: ValueError where RUN/sft was trained otherwise.
     """
-    there = None if run is None else run / problems.WARM_UP
-    if there is not None and (there / folder.SUMMARY).is_file():
-        return problem, problems.Start("run", problems.WARM_UP)
     from rljax.text.problem import demonstrations
 
+    there = None if run is None else run / problems.WARM_UP
     fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
     config = (presets.preset("sft", problem.name) or presets.WARM_UP) | fields
     shown = demonstrations(problem.learn)
     config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
+    if there is not None and (there / folder.SUMMARY).is_file():
+        wanted = load.setup("sft", problem, config, tokens, {})
+        described = folder.describe(wanted, {}, [seed], 0, False)
+        if isinstance(wanted.env, Task) and (
+            wrong := folder.difference(folder.read(there), described | {"frozen": folder.sums(wanted.env)})
+        ):
+            raise ValueError(f"{there} is another model than this run would begin with: {wrong}; remove it")
+        return problems.Start("run", problems.WARM_UP)
     resume = there is not None and (there / folder.CONFIG).is_file()
     options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
     more = options._asdict()
     done = train("sft", problem, config, steps=tokens, seed=seed, out=there, resume=resume, **more)
     if there is not None:
-        return problem, problems.Start("run", problems.WARM_UP)
-    params = jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)
-    model = problems.blank(problem, setup.config).model
-    return problem._replace(model=model, params=params), None
+        return problems.Start("run", problems.WARM_UP)
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)
 
 
 def train_members(
@@ -162,8 +183,11 @@ def train_members(
     network: Network | LanguageModel | None = None,
     options: Options | None = None,
     cache: dict[Any, Any] | None = None,
+    spent: float = 0.0,
 ) -> Result:
-    """`train` for members that differ in swept[field][i] as well as in seeds[i]."""
+    """`train` for members that differ in swept[field][i] as well as in seeds[i]. What is in `cache` took
+    `spent` seconds to compile.
+    """
     config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
     total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
@@ -195,7 +219,7 @@ def train_members(
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
             states, _, _ = program.advance(states, 0)  # compiles
-            compiled = program.compile_seconds()
+            compiled = spent + program.compile_seconds()
             bar.say(
                 f"{program.mapping}; {total} iterations of {per_iteration} steps; "
                 f"compiled in {compiled:.1f} s"

@@ -9,6 +9,7 @@ import pytest
 
 import rljax
 from rljax import text
+from rljax.models.huggingface import Generation
 from rljax.runs import problems
 from rljax.runs.record import Result
 
@@ -184,7 +185,7 @@ def test_a_reward_model_stays_when_the_task_is_spelt_by_another_tokenizer(
     problem = text.tasks.make("countdown", train=8, held_out=2)
     scored = text.rewards.of_tokens(lambda prompt, completion, reference: 0.5, "judge")
     other = text.character_tokenizer("0123456789+-*/(),=> abc")
-    loaded = text.Pretrained(None, {}, other, None)  # pyright: ignore
+    loaded = text.Pretrained(None, {}, other, Generation())  # pyright: ignore
     monkeypatch.setattr(pretrained, "load_reward", lambda path: scored)
     monkeypatch.setattr(pretrained, "language_model", lambda *_, **__: loaded)
     start = problems.Start("run", "somewhere", 0, "judge")
@@ -201,15 +202,32 @@ def test_a_task_with_other_rewards_is_no_resume(tmp_path: Path) -> None:
         rljax.evaluate(tmp_path / "run")
 
 
-def test_too_little_memory_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rljax.checks import RunError
     from rljax.runs import mesh
 
     monkeypatch.setattr(mesh, "free_bytes", lambda: 1000.0)
     with pytest.raises(
-        RunError, match=r"needs .* GiB on each device, of which 0\.0 are free: raise num_micro"
+        RunError, match=r"grpo on .* needs .* GiB on each device, of which 0\.0 are free: raise num_micro"
     ):
-        train(None)
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_a_model_that_was_trained_otherwise_is_not_taken(tmp_path: Path) -> None:
+    """Such as by a run whose own program did not fit then."""
+    train(tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    says = "sft is another model than this run would begin with: total_steps is 512 there and 1024 here"
+    with pytest.raises(ValueError, match=says):
+        train(tmp_path / "run", warm_up=1024)
+
+
+def test_a_chat_models_own_stop_tokens_end_a_completion() -> None:
+    problem = text.tasks.make("reverse", **TASK)
+    loaded = text.Pretrained(None, {}, problem.tokenizer, Generation(stop_ids=(1, 3)))  # pyright: ignore
+    assert problem.stop_ids == (1,)
+    assert problems.read_by(problem, loaded, "somewhere").stop_ids == (1, 3)
 
 
 def test_a_problem_of_ones_own_is_passed_again(tmp_path: Path) -> None:
