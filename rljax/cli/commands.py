@@ -54,7 +54,8 @@ class Train(Training):
         if result.folder is not None:
             folder = shlex.quote(str(result.folder))
             show = "generate" if self.algorithm in algorithms.TEXT else "render"
-            print_next(f"rljax report {folder}", f"rljax {show} {folder}", f"rljax evaluate {folder}")
+            shown = [] if self.algorithm == "reward_model" else [f"rljax {show} {folder}"]
+            print_next(f"rljax report {folder}", *shown, f"rljax evaluate {folder}")
 
 
 @dataclass(kw_only=True)
@@ -126,6 +127,10 @@ class Evaluate:
     def judged(self) -> dict[str, Any]:
         arguments = dict(map(key_and_value, self.task_argument))
         given = {"temperature": float(self.sampled), "seed": self.seed, "member": self.member}
+        if self.checkpoint is not None:
+            raise ValueError(
+                "--checkpoint is of evaluate without --task, which judges the newest: leave it out"
+            )
         return rljax.judge(self.folder, self.task, arguments, prompts=self.episodes, **given)
 
     def evaluated(self) -> dict[str, Any]:

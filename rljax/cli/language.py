@@ -92,9 +92,12 @@ class Convert:
 
     def run(self) -> None:
         from rljax.models import huggingface
+        from rljax.runs import folder, pretrained
 
         if self.folder.exists():
             raise ValueError(f"{self.folder} is already there: choose a new folder")
+        if folder.is_run(self.model):
+            pretrained.whole(self.model)
         loaded = load(self.model, self.dtype, self.member, self.checkpoint)
         model, params, tokenizer, generation = loaded
         huggingface.save(self.folder, model, params, generation)

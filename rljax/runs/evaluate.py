@@ -45,6 +45,8 @@ def evaluate(
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise ValueError(f"episodes = {checks.show(episodes)}: must be an integer of at least 1")
     told, found, swept = load.description(run, env, network)
+    if isinstance(found.env, Task) and not greedy:
+        raise ValueError("held-out completions are greedy: leave out --sampled")
     number = len(told["seeds"])
     if member is not None and not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
@@ -66,8 +68,6 @@ def evaluate(
             "iteration": restored.iteration,
             "device": jax.local_devices()[0].platform,
         }
-    if isinstance(found.env, Task) and not greedy:
-        raise ValueError("held-out completions are greedy: leave out --sampled")
     if isinstance(found.env, Task) and not complete.all():
         raise checks.RunError(f"{(~complete).sum()} of {complete.size} completions could not be scored")
     if not complete.all():

@@ -276,7 +276,7 @@ def _solvers() -> dict[tuple[str, str], dict[str, Any]]:
     sums = {
         "rlhf_ppo": (ppo, 5e-4, 2400),
         "grpo": (grpo, 5e-4, 1500),
-        "rloo": (rloo, 5e-4, 2200),
+        "rloo": (rloo, 5e-4, 3500),
         "text_reinforce": (reinforce, 1e-3, 3000),
     }
     shared = {"beta2": 0.95, "warmup_fraction": 0.1, "schedule": "linear"}

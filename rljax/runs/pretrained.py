@@ -32,7 +32,7 @@ def language_model(
 ) -> Pretrained:
     """(model, params, tokenizer, generation) of one member of a run of text, with activations in `dtype` and
     parameters in `param_dtype`, None the same. What adapts a base is merged into it, which is read where the
-    run found it.
+    run found it; a prefix cannot be: there params are the prefix, and the model has the base (see `whole`).
 
     Where the model that the run began with says no stop tokens, the tokenizer's end token is one.
 
@@ -50,7 +50,7 @@ def language_model(
         "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
     )
     trained = _member(restored, inside, member)
-    params = _params(run, told, model, config, trained, restored.path)
+    model, params = _adapted(run, told, model, config, trained, restored.path)
     tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
     if not generation.stop_ids and tokenizer.eos_id is not None:
         generation = generation._replace(stop_ids=(tokenizer.eos_id,))
@@ -74,7 +74,7 @@ def load_reward(
     """What one member of a run of `reward_model` gives completions, or all of them together where None, as a
     reward inside the program: see `rljax.text.rewards.of_model`.
 
-    Adapters are merged into the base, which is read where the run found it, or is `base`. Scores are
+    Adapters are joined to the base, which is read where the run found it, or is `base`. Scores are
     normalised here, with the parameters as they are now, on the completions that the run keeps.
     `unnormalised` allows a run that keeps none. Activations and parameters are in `dtype`.
 
@@ -89,14 +89,12 @@ def load_reward(
             f'{run} is an unnormalised reward model: train it with normalization = "samples", or allow it '
             "with unnormalised=True"
         )
-    model, _ = _model(Path(run), told, _config(run, told, member or 0), dtype)
-    found = []
+    alone, _ = _model(Path(run), told, _config(run, told, member or 0), dtype)
+    model, found = alone, []
     for number in range(len(told["seeds"])) if member is None else [member]:
         config, trained = _config(run, told, number), _member(restored, "params.model.", number)
-        params = {
-            "model": _params(run, told, model, config, trained, restored.path, base),
-            "head": _member(restored, "params.head.", number),
-        }
+        model, trained = _adapted(run, told, alone, config, trained, restored.path, base)
+        params = {"model": trained, "head": _member(restored, "params.head.", number)}
         narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["model"])
         found.append(_scored(model, params | {"model": narrow}, _member(restored, "samples.", number)))
     params = found[0] if len(found) == 1 else jax.tree.map(lambda *each: jnp.stack(each), *found)
@@ -156,7 +154,7 @@ def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[La
     return language_models.language_model(told["vocab_size"], config, told["length"]), Generation()
 
 
-def _params(
+def _adapted(
     run: Path | str,
     told: dict[str, Any],
     model: LanguageModel,
@@ -164,15 +162,29 @@ def _params(
     trained: dict[str, np.ndarray],
     where: Path,
     base: PyTree = None,
-) -> PyTree:
-    """All parameters of the model of one member, of which `trained` are in the checkpoint `where`."""
+) -> tuple[LanguageModel, PyTree]:
+    """The model of one member and all its parameters, of which `trained` are in the checkpoint `where`."""
     adaptation = language.ADAPTATIONS[config.train](config, model) if "train" in told["config"] else None
     if adaptation is None:
         template = jax.eval_shape(model.init, jax.random.key(0))
-        return checkpoint.rebuild(template, trained, where)
+        return model, checkpoint.rebuild(template, trained, where)
     base = _base(run, told, base)
-    template = jax.eval_shape(adapters.attach(model, base, adaptation).init, jax.random.key(0))
-    return adapters.bake(checkpoint.rebuild(template, trained, where), base, adaptation)
+    both = adapters.attach(model, base, adaptation)
+    params = checkpoint.rebuild(jax.eval_shape(both.init, jax.random.key(0)), trained, where)
+    if config.train == "prefix":
+        return both, params
+    return model, adapters.bake(params, base, adaptation)
+
+
+def whole(run: Path | str) -> None:
+    """ValueError where a run's parameters are not all of its model's, which is then no model to go on from or
+    to write as a checkpoint.
+    """
+    if _told(run)["config"].get("train") == "prefix":
+        raise ValueError(
+            f"{run} has trained a prefix, which the parameters of its model cannot hold: generate, evaluate "
+            "and load_reward take it"
+        )
 
 
 def _base(run: Path | str, told: dict[str, Any], given: PyTree) -> PyTree:

@@ -82,6 +82,7 @@ def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
         loaded = load_pretrained(start.source, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32)
     else:
         source = Path(start.source) if run is None else run / start.source
+        pretrained.whole(source)
         loaded = pretrained.language_model(
             source, start.member, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32
         )
@@ -137,6 +138,17 @@ def start_of(
     if member is not None and not 0 <= member < number:
         raise ValueError(f"--init-member {member}: {init} has members 0 to {number - 1}")
     return Start("run", str(Path(init).absolute()), member or 0, scored)
+
+
+def rewarded(algorithm: str, reward: Path | str | None, samples_every: int) -> None:
+    """ValueError for options of what writes completions and is rewarded, where the algorithm does not."""
+    if algorithms.TEXT[algorithm].learns == "prompts":
+        return
+    for name, value in {"reward": reward, "samples_every": samples_every}.items():
+        if value:
+            raise ValueError(
+                f"{name} is of what is rewarded: {algorithm} writes no completions; leave it out"
+            )
 
 
 def sized(config: Any, start: Start) -> Any:

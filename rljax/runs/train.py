@@ -75,6 +75,7 @@ def train(
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         _free(None if out is None else Path(out), resume)
         start = problems.start_of(model, init, init_member, reward)
+        problems.rewarded(algorithm, reward, chosen.samples_every)
 
         def check(setup: load.Setup) -> None:
             nonlocal spent

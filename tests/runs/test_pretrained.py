@@ -70,6 +70,21 @@ def test_adapters_of_each_member_are_merged_into_the_base(adapted: Path, data: P
     assert abs(told[0] - told[1]) > 1e-3
 
 
+def test_a_prefix_keeps_its_base_and_is_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    config, out = CONFIG | {"train": "prefix", "prefix_length": 2}, tmp_path / "run"
+    result = rljax.train("sft", corpus(data), config, out=out, progress=False)
+    task, found = sft.read(corpus(data), sft.Config(**CONFIG)), rljax.language_model(out)
+    np.testing.assert_allclose(held_out_loss(task, found), result.summary["loss"]["mean"], rtol=1e-5)
+    settings = text.Sampling(temperature=0.0, max_new_tokens=3)
+    written = text.decode_many(found.model, found.params, jax.random.key(0), [[2, 3]], settings, ())
+    assert written[0].tokens.size
+    assert main(["convert", str(out), str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
+    problem = text.tasks.make("addition", train=4, held_out=2)
+    with pytest.raises(ValueError, match="has trained a prefix, which the parameters of its model cannot"):
+        rljax.train("grpo", problem, init=out, progress=False)
+
+
 def test_all_parameters_need_neither_data_nor_base(data: Path, tmp_path: Path) -> None:
     for name in ("pairs.jsonl", "model"):
         copy = shutil.copytree if (data / name).is_dir() else shutil.copy
@@ -216,9 +231,12 @@ def test_the_members_of_a_reward_model_judge_alone_and_together(tmp_path: Path) 
         rljax.language_model(tmp_path / "run")
 
 
-def test_adapters_of_a_reward_model_are_merged_into_the_base_that_is_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adapted", [{"train": "lora", "rank": 2}, {"train": "prefix", "prefix_length": 2}])
+def test_adapters_of_a_reward_model_are_joined_to_the_base_that_is_given(
+    tmp_path: Path, adapted: dict
+) -> None:
     task = started_task()
-    config = JUDGING | {"train": "lora", "rank": 2}
+    config = JUDGING | adapted
     result = rljax.train("reward_model", task, config, out=tmp_path / "run", progress=False)
     samples = jax.tree.map(lambda x: x[0], result.states.samples)
     with pytest.raises(ValueError, match="adapts parameters that Python gave"):
