@@ -91,14 +91,35 @@ def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
 
 
 def read_by(problem: Any, loaded: Any, source: str) -> Any:
-    """The problem as a `text.Pretrained` model reads and writes it: in its tokens, and a completion ends at
-    the model's own stop tokens too, as of a chat's turn.
+    """The problem as a `text.Pretrained` model reads and writes it: in its tokens, an encoder's prompts with
+    the end mark that its tokenizer sets (T5), and a completion ends at the model's own stop tokens too, as of
+    a chat's turn.
 
     Raises: ValueError where the problem has a vocabulary of its own.
     """
+    from rljax.models.seq2seq import Seq2SeqConfig
+
     problem, known = spelt(problem, loaded.tokenizer, source), (*problem.stop_ids, loaded.tokenizer.eos_id)
     more = tuple(stop for stop in loaded.generation.stop_ids if stop not in known)
-    return problem._replace(stop_ids=problem.stop_ids + more)
+    problem = problem._replace(stop_ids=problem.stop_ids + more)
+    if not isinstance(getattr(loaded.model, "config", None), Seq2SeqConfig):
+        return problem
+    if (end := loaded.tokenizer.encode("", add_special_tokens=True)[-1:]) != [loaded.tokenizer.eos_id]:
+        return problem
+    return _marked(problem, end[0])
+
+
+def _marked(problem: Any, end: int) -> Any:
+    """The problem with an end mark after every prompt."""
+
+    def marked(rows: Any) -> Any:
+        column = lambda x, value: jnp.pad(jnp.asarray(x), [(0, 0), (0, 1)], constant_values=value)
+        return rows._replace(tokens=column(rows.tokens, end), valid=column(rows.valid, True))
+
+    judged = problem.preferences and tuple(map(marked, problem.preferences))
+    return problem._replace(
+        learn=marked(problem.learn), held_out=marked(problem.held_out), preferences=judged
+    )
 
 
 def spelt(problem: Any, tokenizer: Any, source: str) -> Any:

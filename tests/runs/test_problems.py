@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import rljax
 from rljax import text
 from rljax.models.huggingface import Generation
+from rljax.models.language_models import language_model
 from rljax.runs import problems
 from rljax.runs.record import Result
 
@@ -221,6 +223,24 @@ def test_a_model_that_was_trained_otherwise_is_not_taken(tmp_path: Path) -> None
     says = "sft is another model than this run would begin with: total_steps is 512 there and 1024 here"
     with pytest.raises(ValueError, match=says):
         train(tmp_path / "run", warm_up=1024)
+
+
+def test_an_encoder_reads_prompts_with_their_end_mark() -> None:
+    problem = text.tasks.make("reverse", **TASK)
+    sizes = language_model(problem.tokenizer.vocab_size, rljax.sft.Config(**SIZES, architecture="t5"), 16)
+
+    def read(marks: list[int]) -> Any:
+        tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: marks, eos_id=1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(problems, "spelt", lambda problem, *_: problem)
+            loaded = SimpleNamespace(model=sizes, tokenizer=tokenizer, generation=Generation())
+            return problems.read_by(problem, loaded, "somewhere")
+
+    same, ended = read([]), read([1])
+    np.testing.assert_array_equal(same.learn.tokens, problem.learn.tokens)
+    np.testing.assert_array_equal(ended.learn.tokens[:, :-1], problem.learn.tokens)
+    assert (ended.learn.tokens[:, -1] == 1).all()
+    assert ended.held_out.valid[:, -1].all()
 
 
 def test_a_chat_models_own_stop_tokens_end_a_completion() -> None:
