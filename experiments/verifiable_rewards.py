@@ -9,7 +9,7 @@ completions of 256 held-out prompts that are right to the end, IQM over 5 seeds 
                      reverse               sort                   addition
     sft              0.535                 0.512                  0.566
     grpo             1.000, 1.000, 1.000   0.966, 0.958, 0.971    0.951, 0.947, 0.956
-    rloo             RLOOREV   0.965, 0.951, 0.975    0.964, 0.961, 0.967
+    rloo             1.000, 1.000, 1.000   0.965, 0.951, 0.975    0.964, 0.961, 0.967
     rlhf_ppo         0.999, 0.935, 1.000   0.967, 0.962, 0.973    0.961, 0.953, 0.971
     text_reinforce   1.000, 0.997, 1.000   0.949, 0.938, 0.956    0.939, 0.928, 0.944
 
