@@ -190,6 +190,7 @@ def test_a_reward_model_stays_when_the_task_is_spelt_by_another_tokenizer(
     loaded = text.Pretrained(None, {}, other, Generation())  # pyright: ignore
     monkeypatch.setattr(pretrained, "load_reward", lambda path: scored)
     monkeypatch.setattr(pretrained, "language_model", lambda *_, **__: loaded)
+    monkeypatch.setattr(pretrained, "whole", lambda run: None)
     start = problems.Start("run", "somewhere", 0, "judge")
     found = problems.started(problem, start, rljax.grpo.Config(), None)
     assert found.tokenizer is other
