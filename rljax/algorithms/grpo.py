@@ -164,14 +164,9 @@ def make(
             checks.number(config, name, low=low)
     checks.count(config, "group_size", low=2)
     checks.count(config, "oversampling")
-    choices = {
-        "loss": LOSSES,
-        "advantage": ADVANTAGES,
-        "aggregation": AGGREGATIONS,
-        "divergence": DIVERGENCES,
-    }
+    choices = {"loss": LOSSES, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS}
     choices |= {"groups": ("all", "varied", "resampled"), "overlong": ("kept", "masked", "penalty")}
-    for name, allowed in choices.items():
+    for name, allowed in (choices | {"divergence": DIVERGENCES}).items():
         checks.choice(config, name, allowed)
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
