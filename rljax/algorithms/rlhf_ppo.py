@@ -138,7 +138,8 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
-    checks.number(config, "clip", "value_clip", "value_coefficient", "kl_target", low=0, open_low=True)
+    positive = "clip", "value_clip", "value_coefficient", "kl_target", "kl_horizon"
+    checks.number(config, *positive, low=0, open_low=True)
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     if config.missing_end is not None:
         checks.number(config, "missing_end", low=0)
@@ -179,14 +180,13 @@ def make(
 
     def before(state: State, rollout: Rollout) -> tuple[Array, Array, Array | None]:
         """Log-probabilities and values (B, T) before the update, and log-probabilities at the start."""
-        measured = policy_loss.statistics(config)
 
         def part(prompt: Array, valid: Array, completion: Array) -> tuple[Array | None, Array]:
             hidden, value = states(state.params, prompt, valid, completion)
             if config.old_log_prob == "sampled":
                 return None, value
-            inputs = state.params["policy"], hidden, completion
-            return per_token(trained, measured, *inputs, chunk=config.chunk)[0], value
+            inputs = policy_loss.statistics(config), state.params["policy"], hidden, completion
+            return per_token(trained, *inputs, chunk=config.chunk)[0], value
 
         old, value = policy_loss.in_parts(part, rollout, config)
         old = rollout.log_prob if old is None else old

@@ -161,7 +161,7 @@ def start_of(
     return Start("run", str(Path(init).absolute()), member or 0, scored)
 
 
-def rewarded(algorithm: str, reward: Path | str | None, samples_every: int) -> None:
+def rewarded(algorithm: str, reward: str, samples_every: int) -> None:
     """ValueError for options of what writes completions and is rewarded, where the algorithm does not."""
     if algorithms.TEXT[algorithm].learns == "prompts":
         return

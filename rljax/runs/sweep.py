@@ -90,7 +90,6 @@ def sweep(
         raise ValueError(f"{run} already holds a sweep or a run: choose another --out")
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         start = problems.start_of(model, init, init_member, reward)
-        problems.rewarded(algorithm, reward, chosen.samples_every)
         check = lambda setup: plan(setup, grid, seeds, seed, network)
         setup = begin(setup, start, warm_up, seed, out, chosen, check)
     elif model or any(each is not None for each in (init, warm_up, reward)):

@@ -75,7 +75,6 @@ def train(
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         _free(None if out is None else Path(out), resume)
         start = problems.start_of(model, init, init_member, reward)
-        problems.rewarded(algorithm, reward, chosen.samples_every)
 
         def check(setup: load.Setup) -> None:
             nonlocal spent
@@ -120,6 +119,7 @@ def begin(
     from rljax.text import rewards
 
     assert isinstance(setup.env, Task)
+    problems.rewarded(setup.algorithm, start.reward if start else "", options.samples_every)
     given, run = setup.env.problem, None if out is None else Path(out)
     problem = given
     if start is not None:
