@@ -191,7 +191,7 @@ def test_options_are_checked(functions: Any, options: dict[str, Any], message: s
 
 
 SCRIPT = """
-    import os, sys
+    import os, signal, sys
     from rljax.text import rewards
 
     def forever(prompt, completion, record):
@@ -200,6 +200,9 @@ SCRIPT = """
             pass
 
     if __name__ == "__main__":
+        # whoever runs the tests may ignore or block the signal, as nohup does, and children inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         reward = rewards.of_text(forever, processes=2, timeout=600)
         reward.apply([""] * 2, ["a"] * 2, [None] * 2)
 """
@@ -213,14 +216,20 @@ def test_no_process_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> 
     parent = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
-    assert parent.stdout is not None
-    workers = {int(parent.stdout.readline()) for _ in range(2)}
-    assert len(workers) == 2
-    assert all(map(alive, workers))
-    parent.send_signal(how)
-    assert parent.wait(30) != 0
-    assert all(map(gone, workers))
-    parent.stdout.close()
+    workers: set[int] = set()
+    try:
+        assert parent.stdout is not None
+        workers |= {int(parent.stdout.readline()) for _ in range(2)}
+        assert len(workers) == 2
+        assert all(map(alive, workers))
+        parent.send_signal(how)
+        assert parent.wait(30) != 0
+        assert all(map(gone, workers))
+    finally:
+        parent.kill()
+        parent.communicate()
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:
