@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rljax.runs import mesh as _mesh
+from rljax import backend as _backend
 
 if TYPE_CHECKING:
     from rljax import envs as envs
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_mesh.use_every_core()
+_backend.prepare()
 
 _FUNCTIONS = {
     "run": "rljax.runs.engine",
@@ -108,12 +108,13 @@ _ALGORITHMS = (
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"rljax.{name}")
-    if name in _ALGORITHMS:
-        return importlib.import_module(f"rljax.algorithms.{name}")
+    with _backend.importing:
+        if name in _FUNCTIONS:
+            return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+        if name in _MODULES:
+            return importlib.import_module(f"rljax.{name}")
+        if name in _ALGORITHMS:
+            return importlib.import_module(f"rljax.algorithms.{name}")
     raise AttributeError(f"module 'rljax' has no attribute {name!r}")
 
 

@@ -18,7 +18,7 @@ FLOORS = [
     ["envs", "text", "replay"],
     ["models"],
     ["math"],
-    ["types", "checks"],
+    ["types", "checks", "backend"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # `rljax/__init__.py` is the front door, not a floor: it names every function and sets up devices before JAX

@@ -18,6 +18,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import jax.numpy as jnp
     import numpy as np
 
+    from rljax import backend
     from rljax.algorithms import completions, grpo
     from rljax.runs import mesh
     from rljax.text import rewards
@@ -41,7 +42,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
         def split(frozen: Any) -> Any:
             return make(frozen).split
 
-        frozen, options = task.frozen, mesh.compiler_options(jax.local_devices()[0])
+        frozen, options = task.frozen, backend.compiler_options(jax.local_devices()[0])
         keys = jax.random.split(jax.random.key(0), case["cycles"] + 1)
         several = case["system"] == "seeds"
         mapped = mesh.mapping_for(jax.local_devices()[0])

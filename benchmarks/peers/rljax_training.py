@@ -15,8 +15,8 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import jax.numpy as jnp
     import numpy as np
 
+    from rljax import backend
     from rljax.algorithms import pretrain
-    from rljax.runs import mesh
     from rljax.types import Task
 
     def prepare(case: dict[str, Any]) -> Trial:
@@ -36,7 +36,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
         keys = list(jax.random.split(jax.random.key(0), case["steps"] + 2))
         state = jax.jit(make(frozen).init)(keys.pop())
         step = jax.jit(lambda frozen, key, state: make(frozen).step(key, state), donate_argnums=2)
-        options = mesh.compiler_options(jax.local_devices()[0])
+        options = backend.compiler_options(jax.local_devices()[0])
         compiled = step.lower(frozen, keys[0], state).compile(options)
 
         def run() -> Any:

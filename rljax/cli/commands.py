@@ -275,7 +275,10 @@ def print_summary(summary: Mapping[str, Any], folder: Path | None) -> None:
     speed = summary.get("steps_per_second")
     if speed is not None:
         print(f"{'speed':9} {speed:,.0f} steps/s on {summary['device']}")
-    print(f"{'compiled':9} in {summary['compile_seconds']:.1f} s")
+    if start := summary.get("startup"):
+        parts = ", ".join(f"{name} {start[name]:.1f}" for name in ("import", "trace", "compile"))
+        cached = f"{start['cached']} of {start['programs']} programs from the cache"
+        print(f"{'start-up':9} {start['seconds']:.1f} s: {parts}; {cached}")
     if folder is not None:
         print(f"{'folder':9} {folder}")
 

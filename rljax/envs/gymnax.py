@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from rljax import backend
 from rljax.checks import RunError, suggest
 from rljax.envs import probes, tabular
 from rljax.envs.wrappers import part
@@ -28,11 +29,18 @@ _ENDLESS = 10**9  # a time limit of this many steps or more is none
 _OURS = {**probes.PROBES, **tabular.PROBLEMS}
 
 
+def library() -> Any:
+    """The package gymnax, without what only its drawings need: seaborn, and with it pandas and SciPy's
+    statistics, took more than half of its import.
+    """
+    with backend.importing, backend.later("seaborn", "matplotlib.pyplot"):
+        import gymnax
+    return gymnax
+
+
 def names() -> tuple[str, ...]:
     """Every id that `make` knows: Gymnax's own, a user's that are registered there, probes and MDPs."""
-    import gymnax  # here and not above: it takes seconds, and `import rljax` should not
-
-    return (*gymnax.registered_envs, *_OURS)
+    return (*library().registered_envs, *_OURS)
 
 
 def make(name: str, **arguments: Any) -> Env:
@@ -45,8 +53,7 @@ def make(name: str, **arguments: Any) -> Env:
     if name in _OURS:
         _check(name, arguments, list(inspect.signature(_OURS[name]).parameters))
         return _OURS[name](**arguments)
-    import gymnax
-
+    gymnax = library()
     if name not in gymnax.registered_envs:
         hint = suggest(name, names()) or "; rljax.envs.names() lists them"
         raise ValueError(f"no environment {name!r}{hint}")
@@ -77,8 +84,7 @@ def _check(name: str, arguments: Mapping[str, Any], accepted: list[str]) -> None
 
 
 def _construct(name: str, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
-    import gymnax
-
+    gymnax = library()
     for key, value in arguments.items():
         if isinstance(value, Tracer):
             raise ValueError(f"{name}: {key} is a constructor argument and cannot be traced or swept")
@@ -211,8 +217,7 @@ def _declared(space: Callable, params: Any) -> Any:
 
 def _space(space: Any, observed: PyTree) -> Space:
     """Our space for Gymnax's: of an action, or of an observation whose shapes and dtypes are `observed`."""
-    from gymnax.environments import spaces
-
+    spaces = library().environments.spaces
     within = lambda key: None if observed is None else part(observed, key)
     if isinstance(space, spaces.Dict):
         return {key: _space(each, within(key)) for key, each in space.spaces.items()}
@@ -232,8 +237,7 @@ def _space(space: Any, observed: PyTree) -> Space:
 
 
 def _action_space(space: Any) -> Space:
-    from gymnax.environments import spaces
-
+    spaces = library().environments.spaces
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n), space.dtype)
     if isinstance(space, spaces.Box):

@@ -134,12 +134,14 @@ def restore(path: Path) -> Restored:
 
 def rebuild(template: PyTree, arrays: dict[str, np.ndarray], where: Any) -> PyTree:
     """A state of the template's structure, shapes and dtypes (both have members first) from named arrays.
+    The template's leaves may be shapes alone.
 
     Raises: ValueError naming a missing, surplus or misshapen array.
     """
     paths, structure = jax.tree_util.tree_flatten_with_path(template)
     wanted = {_name(path): leaf for path, leaf in paths}
-    arrays = {name: leaf for name, leaf in wanted.items() if not leaf.size} | arrays
+    empty = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in wanted.items() if not leaf.size}
+    arrays = empty | arrays
     for name in sorted(set(wanted) ^ set(arrays)):
         what = "lacks" if name in wanted else "has an array that this Config has no place for:"
         raise ValueError(

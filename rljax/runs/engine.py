@@ -9,7 +9,6 @@ called inside the trace, so that Config leaves are arguments of the program. Mem
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rljax.runs import cycle, mesh
+from rljax.runs.compiler import Compiler, Seconds
 from rljax.runs.cycle import finite, iteration_key
 from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree, Scores, Task
 
@@ -39,7 +39,10 @@ class Program(NamedTuple):
     share: Callable[[PyTree], PyTree]  # what all members have in common -> on all devices
     fetch: Callable[[PyTree], PyTree]  # anything (S, ...) -> numpy without the padding
     unhost: Callable[[PyTree], PyTree]  # what `fetch` made of states -> states, with typed keys again
-    compile_seconds: Callable[[], float]  # spent so far
+    # (fresh) start to compile what a run needs first: training, and `init` unless its states are restored
+    prepare: Callable[..., None]
+    seconds: Callable[[], Seconds]  # that its programs took so far
+    template: Callable[[], PyTree]  # shapes of what `fetch` makes of states
     memory_bytes: Callable[[], int]  # of the training program per device: arguments, outputs and temporaries
     mapping: str  # how, in words
     # (states, salt) -> rollout, Scores and advantages (S, B, T) of a cycle that is not learnt from; None
@@ -61,7 +64,10 @@ def run(algorithm: Algorithm, key: Key, state: PyTree, num_iterations: int) -> t
 
 def strong(config: Any) -> Any:
     """Every leaf as a strong float32 array, so that a number and a swept leaf compile to one program."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), config)
+    wide = lambda leaf: (
+        leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float32)
+    )
+    return jax.tree.map(wide, config)
 
 
 def episodes(
@@ -131,8 +137,7 @@ def build(
 
     base, frozen = share(strong(config)), share(frozen)
     varied = place({name: np.asarray(values, np.float32) for name, values in swept.items()})
-    pairs = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for seed in seeds]))
-    init_keys, run_keys = place(pairs[:, 0]), place(pairs[:, 1])
+    init_keys, run_keys = map(place, _keys(np.asarray(seeds, np.uint32)))
 
     def algorithm(shared: tuple, varied: dict) -> Algorithm:
         return make(world, shared[0].replace(**varied), network, shared[1])
@@ -141,7 +146,7 @@ def build(
         return algorithm(shared, varied).init(key)
 
     def advance(shared: tuple, varied: dict, key: Key, state: PyTree) -> tuple[PyTree, PyTree, Array]:
-        step = algorithm(shared, varied).step
+        step = jax.jit(algorithm(shared, varied).step, inline=True)  # traced once, for shapes and the loop
         state = state.replace(iteration=shared[4])  # one for all members: `vmap` leaves it without an axis
         shapes = jax.eval_shape(step, key, state)[1]
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -167,35 +172,33 @@ def build(
 
     over = lambda function: _over_members(function, kind, grid)
     split, rewarded = cycle.parts(algorithm), cycle.on_host(world)
-    spent = [0.0]
+    compile = Compiler(cache, devices[0], out_shardings=per_member)
 
-    def compiled(
-        name: Any, function: Callable[..., Any], arguments: tuple, donate: tuple[int, ...] = ()
-    ) -> Any:
-        if (name, padded) not in cache:
-            begun = time.perf_counter()
-            whole = jax.jit(over(function), donate_argnums=donate, out_shardings=per_member)
-            cache[name, padded] = whole.lower(*arguments).compile(mesh.compiler_options(devices[0]))
-            spent[0] += time.perf_counter() - begun
-        return cache[name, padded]
+    def compiled(name: Any, function: Callable[..., Any], arguments: tuple, **how: Any) -> Any:
+        return compile((name, padded), over(function), arguments, **how)
 
     def placed(shapes: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=per_member), shapes)
 
+    @functools.cache
     def shapes() -> PyTree:
         return placed(jax.eval_shape(over(init), (base, frozen), varied, init_keys))
 
     def start() -> PyTree:
         arguments = ((base, frozen), varied, init_keys)
-        return compiled("init", init, arguments)(*arguments)
+        return compiled("init", init, arguments, once=True)(*arguments)
 
     def go(states: PyTree, n: int, retry: int = 0, learn: PyTree = None) -> tuple[PyTree, PyTree, Array]:
         if rewarded is not None:
             return cycles(states, n, retry)
         given = frozen if learn is None else frozen | {"learn": learn}
-        shared = (base, given, *share((np.int32(n), np.int32(retry), states.iteration[0])))
+        shared = (base, given, *share((np.int32(n), np.int32(retry), first_of(states))))
         arguments = (shared, varied, run_keys, states)
         return compiled("advance", advance, arguments, donate=(3,))(*arguments)
+
+    def first_of(states: PyTree) -> np.ndarray:
+        """The iteration that all states are at."""
+        return np.asarray(states.iteration)[0]
 
     def of_cycle(states: PyTree, iteration: Any, retry: int) -> tuple:
         shared = (base, frozen, *share((np.int32(0), np.int32(retry), iteration)))
@@ -203,17 +206,17 @@ def build(
 
     def halves(arguments: tuple) -> tuple[Any, Any, PyTree]:
         """The two programs of a cycle with the host in its middle, and the shapes of its metrics."""
-        if ("learn", padded) not in cache:
-            compiled("sample", split.sample, arguments)
+        if ("metrics", padded) not in cache:
+            compile.start(("sample", padded), over(split.sample), arguments)
             both = (*arguments, *placed(jax.eval_shape(over(split.sample), *arguments)))
             cache["metrics", padded] = jax.eval_shape(over(split.learn), *both)[1]
-            compiled("learn", split.learn, both, donate=(3,))
-        return cache["sample", padded], cache["learn", padded], cache["metrics", padded]
+            compile.start(("learn", padded), over(split.learn), both, donate=(3,))
+        return compile.get(("sample", padded)), compile.get(("learn", padded)), cache["metrics", padded]
 
     def cycles(states: PyTree, n: int, retry: int) -> tuple[PyTree, PyTree, Array]:
         """`go` with the host between the two programs of a cycle."""
         assert rewarded is not None
-        first = int(states.iteration[0])
+        first = int(first_of(states))
         sample, learn, like = halves(of_cycle(states, np.int32(first), retry))
         sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         bad = np.full(padded, -1, np.int32)
@@ -227,7 +230,7 @@ def build(
         return states, sums, jnp.asarray(bad)
 
     def inspect(states: PyTree, salt: int) -> tuple[PyTree, Scores, Array]:
-        shared = (base, frozen, *share((np.int32(salt), np.int32(0), states.iteration[0])))
+        shared = (base, frozen, *share((np.int32(salt), np.int32(0), first_of(states))))
         arguments = (shared, varied, run_keys, states)
         rollout, scores = compiled("show", split.show, arguments)(*arguments)
         if rewarded is not None:
@@ -237,7 +240,7 @@ def build(
 
     def judge(states: PyTree, salt: int, count: int, greedy: bool = True) -> tuple[Array, Array, Array]:
         if rewarded is not None and isinstance(world, Task):
-            shared = (base, frozen, *share((np.int32(0), np.int32(0), states.iteration[0])))
+            shared = (base, frozen, *share((np.int32(0), np.int32(0), first_of(states))))
             arguments, best = (shared, varied, run_keys, states), functools.partial(split.greedy, count)
             rollout, scores = fetch(compiled(("greedy", count), best, arguments)(*arguments))
             return place(cycle.judged(world, rollout, rewarded(rollout, scores)))
@@ -245,13 +248,27 @@ def build(
         arguments = (shared, varied, run_keys, states)
         return compiled(("evaluate", count), functools.partial(evaluate, count), arguments)(*arguments)
 
+    def training() -> tuple:
+        """The arguments of `advance` in shapes."""
+        shared = (base, frozen, *share((np.int32(0), np.int32(0), np.int32(0))))
+        return shared, varied, run_keys, shapes()
+
+    def prepare(fresh: bool = True) -> None:
+        if fresh:
+            compile.start(("init", padded), over(init), ((base, frozen), varied, init_keys), once=True)
+        if rewarded is None:
+            compile.start(("advance", padded), over(advance), training(), donate=(3,))
+
     def memory() -> int:
         if rewarded is not None:
             programs = halves(of_cycle(shapes(), np.int32(0), 0))[:2]
         else:
-            shared = (base, frozen, *share((np.int32(0), np.int32(0), np.int32(0))))
-            programs = [compiled("advance", advance, (shared, varied, run_keys, shapes()), donate=(3,))]
+            programs = [compiled("advance", advance, training(), donate=(3,))]
         return max(map(needed, programs))
+
+    def template() -> PyTree:
+        one = lambda x: jax.ShapeDtypeStruct((members, *x.shape[1:]), x.dtype)
+        return jax.tree.map(one, jax.eval_shape(hosted, shapes()))
 
     return Program(
         init=start,
@@ -261,11 +278,20 @@ def build(
         share=share,
         fetch=fetch,
         unhost=lambda tree: jax.tree.map(unhosted, tree, shapes()),
-        compile_seconds=lambda: spent[0],
+        prepare=prepare,
+        seconds=lambda: compile.seconds,
+        template=template,
         memory_bytes=memory,
         inspect=inspect if isinstance(world, Task) and world.rewards else None,
         mapping=f"{members} x seed, {kind} on {len(devices)} x {devices[0].platform}",
     )
+
+
+@jax.jit
+def _keys(seeds: Array) -> tuple[Key, Key]:
+    """The keys of `init` and of training, each (S,), of S seeds."""
+    pairs = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def needed(program: Any) -> int:

@@ -56,9 +56,8 @@ def evaluate(
     program = engine.build(
         found.module.make, found.env, found.config, varied, [told["seeds"][i] for i in chosen], network
     )
-    template = program.fetch(program.init())
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
-    states = program.place(program.unhost(checkpoint.rebuild(template, arrays, restored.path)))
+    states = program.place(program.unhost(checkpoint.rebuild(program.template(), arrays, restored.path)))
     returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
     headline = algorithms.headline(told["algorithm"])
     if headline != "return":

@@ -229,8 +229,8 @@ class Recorder:
         )
         return RunError(f"{text}; {saved}, --init starts anew from its parameters with another Config")
 
-    def finish(self, states: PyTree, compile_seconds: float) -> Result:
-        """The final evaluation, summary.json and curve.png."""
+    def finish(self, states: PyTree, startup: dict[str, float]) -> Result:
+        """The final evaluation, summary.json and curve.png. `startup` is the time before training."""
         means, measured = self.evaluate(states)
         steps = self.steps(self.iteration)
         hosted = self.program.fetch(states)
@@ -242,7 +242,8 @@ class Recorder:
             "headline": self.headline,
             self.headline: statistics.headline(means.tolist(), measured),
             "steps_per_second": round(steps * len(self.seeds) / self.seconds, 1),
-            "compile_seconds": round(compile_seconds, 2),
+            "compile_seconds": round(startup["trace"] + startup["compile"], 2),
+            "startup": startup,
             "device": folder.device(),
             "state_sha256": checkpoint.sha256_of(hosted),
             "finished": True,

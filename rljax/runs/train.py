@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from rljax import algorithms, checks
+from rljax import algorithms, backend, checks
 from rljax.runs import checkpoint, engine, folder, load, log, loop, mesh, presets, problems
+from rljax.runs.compiler import Seconds
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
 from rljax.runs.record import Options, Recorder, Result, options_from
@@ -71,7 +73,7 @@ def train(
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     cache: dict[Any, Any] = {}  # the program is compiled before the model that it begins with is trained
-    spent = 0.0
+    spent = Seconds()
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         _free(None if out is None else Path(out), resume)
         start = problems.start_of(model, init, init_member, reward)
@@ -83,7 +85,7 @@ def train(
                 given = setup.env, setup.config, {}, numbers, network
                 program = engine.build(setup.module.make, *given, cache=cache)
                 bar.say(f"{title} {memory(program, title)}")
-                spent = program.compile_seconds()
+                spent = program.seconds()
 
         setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen, check), None, None
     elif model or warm_up is not None or reward is not None:
@@ -184,11 +186,12 @@ def train_members(
     network: Network | LanguageModel | None = None,
     options: Options | None = None,
     cache: dict[Any, Any] | None = None,
-    spent: float = 0.0,
+    spent: Seconds | None = None,
 ) -> Result:
     """`train` for members that differ in swept[field][i] as well as in seeds[i]. What is in `cache` took
-    `spent` seconds to compile.
+    `spent` to compile, None: nothing.
     """
+    begun = time.perf_counter()
     config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
     total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
@@ -211,6 +214,7 @@ def train_members(
         if setup.preset:
             bar.say(f"using the preset for {title}")
         program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
+        program.prepare(restored is None)
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
         if isinstance(env, Task) and not isinstance(env.learn, Feed):
@@ -220,11 +224,8 @@ def train_members(
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
             states, _, _ = program.advance(states, 0)  # compiles
-            compiled = spent + program.compile_seconds()
-            bar.say(
-                f"{program.mapping}; {total} iterations of {per_iteration} steps; "
-                f"compiled in {compiled:.1f} s"
-            )
+            start = startup(program.seconds().plus(spent or Seconds()), time.perf_counter() - begun)
+            bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; {compiled(start)}")
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
                 if isinstance(env, Task):
                     folder.keep(run, env)
@@ -254,7 +255,30 @@ def train_members(
         if stopped:
             where = f"; checkpoint {recorder.iteration} is in {run}, continue with --resume" if run else ""
             raise KeyboardInterrupt(f"stopped at iteration {recorder.iteration} of {total}{where}")
-        return recorder.finish(states, compiled)
+        result = recorder.finish(states, start)
+    backend.tidy_cache()
+    return result
+
+
+def startup(spent: Seconds, seconds: float) -> dict[str, float]:
+    """What summary.json says of the time before the first iteration, of which this run took `seconds`."""
+    imported = backend.importing.take()
+    return {
+        "seconds": round(imported + seconds, 2),
+        "import": round(imported, 2),
+        "trace": round(spent.trace, 2),
+        "compile": round(spent.wait, 2),
+        "programs": spent.programs,
+        "cached": spent.cached,
+    }
+
+
+def compiled(start: dict[str, float]) -> str:
+    """How the programs of a run came to be, in words."""
+    seconds = f"{start['trace'] + start['compile']:.1f} s"
+    if start["cached"] == start["programs"] > 0:
+        return f"compiled before: read from the cache in {seconds}"
+    return f"compiled in {seconds}"
 
 
 def _free(run: Path | None, resume: bool) -> bool:
@@ -322,12 +346,13 @@ def _feeder(
 def _first_states(
     program: Program, restored: checkpoint.Restored | None, init: Path | str | None, init_member: int | None
 ) -> PyTree:
+    if restored is not None:
+        rebuilt = checkpoint.rebuild(program.template(), restored.leaves, restored.path)
+        return program.place(program.unhost(rebuilt))
     states = program.init()
-    if restored is None and init is None:
+    if init is None:
         return states
     hosted = program.fetch(states)
-    if restored is not None:
-        return program.place(program.unhost(checkpoint.rebuild(hosted, restored.leaves, restored.path)))
     return program.place(program.unhost(load.transplant(hosted, Path(init or ""), init_member)))
 
 

@@ -42,6 +42,7 @@ def test_summary_json(whole: Result) -> None:
         "return",
         "steps_per_second",
         "compile_seconds",
+        "startup",
         "device",
         "state_sha256",
         "finished",
