@@ -128,7 +128,7 @@ def build(
     devices = mesh.devices_for(max([members, *(size for _, size in cache)]))
     kind = mesh.mapping_for(devices[0])
     padded = max([-(-members // len(devices)) * len(devices), *(size for _, size in cache)])
-    index = np.minimum(np.arange(padded), members - 1)
+    index = np.minimum(np.arange(padded), members - 1)  # the last members again, to fill every device
     grid = jax.make_mesh((len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices)
     per_member, everywhere = (NamedSharding(grid, PartitionSpec(*axes)) for axes in (("member",), ()))
     place = lambda tree: jax.device_put(jax.tree.map(lambda x: x[index], tree), per_member)
@@ -137,7 +137,7 @@ def build(
 
     base, frozen = share(strong(config)), share(frozen)
     varied = place({name: np.asarray(values, np.float32) for name, values in swept.items()})
-    init_keys, run_keys = map(place, _keys(np.asarray(seeds, np.uint32)))
+    init_keys, run_keys = jax.device_put(_keys(np.asarray(seeds, np.uint32)[index]), per_member)
 
     def algorithm(shared: tuple, varied: dict) -> Algorithm:
         return make(world, shared[0].replace(**varied), network, shared[1])
@@ -246,7 +246,8 @@ def build(
             return place(cycle.judged(world, rollout, rewarded(rollout, scores)))
         shared = (base, frozen, *share((np.uint32(salt), np.bool_(greedy))))
         arguments = (shared, varied, run_keys, states)
-        return compiled(("evaluate", count), functools.partial(evaluate, count), arguments)(*arguments)
+        whole = functools.partial(evaluate, count)
+        return compiled(("evaluate", count), whole, arguments, once=isinstance(world, Env))(*arguments)
 
     def training() -> tuple:
         """The arguments of `advance` in shapes."""
@@ -318,6 +319,9 @@ def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callabl
     """`function(shared, *of one member)` over the leading axis of all but the first argument."""
 
     def on_a_device(shared: PyTree, *members: PyTree) -> PyTree:
+        if all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(members)):  # a loop would copy what it carries
+            alone = jax.tree.map(lambda x: x[0], members)
+            return jax.tree.map(lambda x: x[None], function(shared, *alone))
         if kind == "vmap":
             return jax.vmap(lambda *member: function(shared, *member))(*members)
         return jax.lax.map(lambda member: function(shared, *member), members)
