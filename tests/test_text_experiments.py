@@ -1,21 +1,27 @@
-"""Every script of experiments/ about language models is short, says what it gave, and works on tiny data."""
+"""Every script of experiments/ about language models is short, says what it gave, asks for runs that would
+start, and makes of their numbers what it prints. The slow tests, and one that is not, run them on tiny data.
+"""
 
 import ast
 import gzip
 import importlib.util
+import inspect
 import json
 import re
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 import rljax
 from rljax import algorithms, text
-from rljax.runs import presets
+from rljax.runs import load as runs
+from rljax.runs import presets, problems
+from rljax.types import Task
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FIXTURE = Path(__file__).parent / "models" / "fixtures" / "llama"
@@ -87,7 +93,73 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["pretrain_shakespeare", "pretrain_shakespeare_gpu"])
+class Call(NamedTuple):
+    """What a script asks for."""
+
+    function: str
+    arguments: dict[str, Any]
+
+
+def config_that_starts(arguments: dict[str, Any]) -> Any:
+    """The Config of a run that a script asks for, after the checks that come before anything is compiled."""
+    given = [arguments.get(name) for name in ("algorithm", "env", "config", "steps")]
+    setup = runs.setup(*given, arguments.get("env_arguments", {}))
+    assert isinstance(setup.env, Task)
+    task, config = setup.env, setup.config
+    if task.problem is not None and problems.wants_warm_up(setup.algorithm, task.problem):
+        blank = problems.blank(task.problem, config)
+        task, config = problems.world(blank, setup.algorithm, config)
+    setup.module.make(task, config)
+    return setup.config
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What trains and judges keeps what it is asked, and answers at once: the n-th call with n tenths."""
+    calls: list[Call] = []
+
+    def told(arguments: dict[str, Any]) -> dict[str, Any]:
+        value = len(calls) / 10
+        seeds = [value] * arguments.get("seeds", 1)
+        return {"mean": value, "per_seed": seeds, "episodes": arguments.get("evaluation_episodes", 8)}
+
+    def train(arguments: dict[str, Any]) -> Any:
+        config_that_starts(arguments)
+        return SimpleNamespace(summary=dict.fromkeys(("loss", "return", "accuracy"), told(arguments)))
+
+    def sweep(arguments: dict[str, Any]) -> Any:
+        config_that_starts(arguments)
+        ((field, values),) = arguments["grid"].items()
+        members = [
+            {field: value, "loss": value + seed} for value in values for seed in range(arguments["seeds"])
+        ]
+        return SimpleNamespace(compilations=1, members=members)
+
+    def judge(arguments: dict[str, Any]) -> Any:
+        return {"return": told(arguments)}
+
+    for answer in (train, sweep, judge):
+        name = answer.__name__
+        signature = inspect.signature(getattr(rljax, name))
+
+        def called(*given: Any, answer: Any = answer, signature: Any = signature, **more: Any) -> Any:
+            bound = signature.bind(*given, **more).arguments
+            bound |= bound.pop("options", {})
+            calls.append(Call(answer.__name__, bound))
+            return answer(bound)
+
+        monkeypatch.setattr(rljax, name, called)
+    return calls
+
+
+def calls_of(asked: list[Call], *names: str) -> list[tuple[Any, ...]]:
+    """Each call, and its arguments of these names."""
+    return [(call.function, *(call.arguments.get(name) for name in names)) for call in asked]
+
+
+@pytest.mark.parametrize(
+    "name", ["pretrain_shakespeare", pytest.param("pretrain_shakespeare_gpu", marks=pytest.mark.slow)]
+)
 def test_from_a_text(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +171,29 @@ def test_from_a_text(
     assert found["episodes"] == len(WORDS * 20) // 10 // SIZES["length"]
 
 
+def test_from_a_text_on_a_gpu(tmp_path: Path, asked: list[Call], capsys: pytest.CaptureFixture[str]) -> None:
+    module, data = load(FOLDER / "pretrain_shakespeare_gpu.py"), tmp_path / "input.txt"
+    data.write_text(WORDS * 200)
+    module.main(str(data), str(tmp_path / "run"))
+    assert calls_of(asked, "algorithm", "out") == [("train", "pretrain", str(tmp_path / "run"))]
+    assert printed(capsys)["mean"] == 0.1
+
+
+def test_what_is_asked_of_a_model(
+    tmp_path: Path, model: Path, asked: list[Call], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, data = load(FOLDER / "pretrain_stories.py"), tmp_path / "input.txt"
+    data.write_text(WORDS * 20)
+    module.CONFIG = module.CONFIG.replace(length=16, batch_size=4)
+    module.main(str(data), str(model), str(tmp_path / "run"))
+    rates = [call.arguments["config"].learning_rate for call in asked]
+    assert rates == [1e-12, module.CONFIG.learning_rate]
+    assert calls_of(asked, "seeds", "out") == [("train", None, None), ("train", 2, str(tmp_path / "run"))]
+    found = printed(capsys)
+    assert (found["before"], found["after"]["mean"]) == (0.1, 0.2)
+
+
+@pytest.mark.slow
 def test_from_a_model(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,22 +204,60 @@ def test_from_a_model(
     assert found["after"]["mean"] < found["before"]
 
 
-def test_dialogues(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def turns(tmp_path: Path) -> Path:
+    """Twelve dialogues of four turns in Topical-Chat's format."""
     data = tmp_path / "valid.json.gz"
-    turns = [{"message": message} for message in ("hi there.", "hello cat.", "a dog ran.", "ah.")]
+    messages = [{"message": message} for message in ("hi there.", "hello cat.", "a dog ran.", "ah.")]
     with gzip.open(data, "wt") as file:
-        json.dump({f"t{number}": {"content": turns} for number in range(12)}, file)
-    run(FOLDER / "sft_dialogues.py", monkeypatch, data, model, tmp_path / "run", rank=2)
+        json.dump({f"t{number}": {"content": messages} for number in range(12)}, file)
+    return data
+
+
+def test_what_is_asked_of_dialogues(
+    tmp_path: Path, turns: Path, model: Path, asked: list[Call], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "sft_dialogues.py")
+    module.CONFIG = module.CONFIG.replace(length=16, batch_size=4)
+    module.write(str(turns), tmp_path / "pairs.jsonl")
+    lines = (tmp_path / "pairs.jsonl").read_text().splitlines()
+    assert len(lines) == 12 * 3
+    assert json.loads(lines[1]) == {"prompt": "hello cat.\n", "completion": "a dog ran."}
+    module.main(str(turns), str(model), str(tmp_path / "run"))
+    assert calls_of(asked, "algorithm", "seeds") == [("sweep", "sft", module.SEEDS)]
+    assert asked[0].arguments["grid"] == {"learning_rate": module.RATES}
+    found = printed(capsys)
+    assert found["compilations"] == 1  # losses are rate + seed here
+    assert found["loss"] == {f"{rate:g}": pytest.approx(rate + 0.5, abs=1e-4) for rate in module.RATES}
+
+
+@pytest.mark.slow
+def test_dialogues(
+    tmp_path: Path,
+    turns: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(FOLDER / "sft_dialogues.py", monkeypatch, turns, model, tmp_path / "run", rank=2)
     found = printed(capsys)
     assert found["compilations"] == 1
     assert found["loss"]["0.01"] < found["loss"]["1e-09"]
 
 
-def test_translation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def tatoeba(tmp_path: Path) -> Path:
+    """Sixteen sentences and their translations."""
+    data = tmp_path / "deu.txt.gz"
+    pairs = [f"{a} {b}.\t{b} {a}." for a in ("I", "we", "Tom", "he") for b in ("go", "ran", "sat", "ate")]
+    with gzip.open(data, "wt") as file:
+        file.write("1\t2\n" + "\n".join(pairs) + "\n")
+    return data
+
+
+@pytest.fixture
+def translating(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, of small numbers."""
     module = load(FOLDER / "sft_translation.py")
     monkeypatch.setattr(module, "LENGTHS", (8, 8))
     monkeypatch.setattr(module, "VOCABULARY", 270)
@@ -132,15 +265,46 @@ def test_translation(
     monkeypatch.setattr(module, "SEEDS", 2)
     small = {**SIZES, "total_steps": 10 * 64, "learning_rate": 1e-2}
     monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(**small))
-    data = tmp_path / "deu.txt.gz"
-    pairs = [f"{a} {b}.\t{b} {a}." for a in ("I", "we", "Tom", "he") for b in ("go", "ran", "sat", "ate")]
-    with gzip.open(data, "wt") as file:
-        file.write("1\t2\n" + "\n".join(pairs) + "\n")
-    task, english, german = module.read(str(data))
+    return module
+
+
+def test_what_is_asked_of_translation(
+    tatoeba: Path,
+    translating: ModuleType,
+    asked: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    task, english, german = translating.read(str(tatoeba))
     assert len(english) == len(german) == 5
+    assert all(
+        len(one.split()) == len(other.split()) == 2 for one, other in zip(english, german, strict=True)
+    )
     learnt = [task.tokenizer.decode(row[valid].tolist()) for row, valid in zip(*task.learn[:2], strict=True)]
     assert not set(english) & set(learnt)
-    module.main(str(data), str(tmp_path / "run"))
+
+    def translated(model: Any, params: Any, key: Any, prompts: Any, settings: Any, *_: Any, **__: Any) -> Any:
+        """The first member gives the references, the second what it was asked to translate."""
+        assert settings.temperature == 0
+        encode = lambda sentence: task.tokenizer.encode(sentence, add_special_tokens=True)
+        assert prompts == [encode(sentence) for sentence in english]
+        return [SimpleNamespace(tokens=np.array(encode(each))) for each in (german, english)[params]]
+
+    generation = SimpleNamespace(stop_ids=())
+    monkeypatch.setattr(rljax, "language_model", lambda out, n: (None, n, task.tokenizer, generation))
+    monkeypatch.setattr(text, "decode_many", translated)
+    translating.main(str(tatoeba), "run")
+    assert calls_of(asked, "algorithm", "seeds", "out") == [("train", "sft", 2, "run")]
+    right, wrong = printed(capsys)
+    assert right == {"chrf": 100.0, "bleu": 0.0}  # which counts four words in a row, and none has as many
+    assert wrong["chrf"] < 90
+
+
+@pytest.mark.slow
+def test_translation(
+    tatoeba: Path, translating: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    translating.main(str(tatoeba), str(tmp_path / "run"))
     assert [set(each) for each in printed(capsys)] == [{"chrf", "bleu"}] * 2
 
 
@@ -153,6 +317,25 @@ def test_there_is_one_for_every_preset() -> None:
     assert found == {pair for pair in presets.PRESETS if pair[0] in algorithms.TEXT}
 
 
+def test_what_is_asked_of_verifiable_rewards(
+    tmp_path: Path, asked: list[Call], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, start = load(FOLDER / "verifiable_rewards.py"), tmp_path / "sft-addition"
+    module.main(str(tmp_path), "addition")
+    start.mkdir()
+    module.main(str(tmp_path), "addition", "rloo")
+    names = ("algorithm", "init", "seeds")
+    expected = [("train", "sft", None, None), ("judge", None, None, None)]
+    expected += [("train", name, start, module.SEEDS) for name in module.ALGORITHMS]
+    expected += [("judge", None, None, None), ("train", "rloo", start, module.SEEDS)]
+    assert calls_of(asked, *names) == expected
+    assert all(call.arguments["model"] == start for call in asked if call.function == "judge")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["algorithm"] for row in rows] == ["sft", *module.ALGORITHMS, "sft", "rloo"]
+    assert [row["mean"] for row in rows] == [n / 10 for n in range(2, 9)]
+
+
+@pytest.mark.slow
 def test_verifiable_rewards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +354,33 @@ def test_verifiable_rewards(
         assert row["algorithm"] == "sft" or (len(row["per_seed"]), row["episodes"]) == (2, 256)
 
 
+def test_what_is_asked_of_all_of_rlhf(
+    tmp_path: Path,
+    asked: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module, out = load(FOLDER / "rlhf_ppo_randomwalks.py"), tmp_path / "runs"
+    monkeypatch.setattr(module, "PAIRS", 70)
+    module.main(str(out))
+    sft = out / "sft"
+    assert calls_of(asked[:7], "algorithm", "seeds", "init", "reward", "out") == [
+        ("train", "pretrain", None, None, None, out / "pretrain"),
+        ("train", "sft", None, out / "pretrain", None, sft),
+        ("train", "reward_model", module.JUDGES, sft, None, out / "reward"),
+        ("train", "rlhf_ppo", module.SEEDS, sft, out / "reward", out / "ppo"),
+        ("train", "rlhf_ppo", module.SEEDS, sft, None, out / "ppo-true"),
+        ("train", "dpo", module.SEEDS, sft, None, out / "dpo"),
+        ("train", "kto", module.SEEDS, sft, None, out / "kto"),
+    ]
+    assert all(call.function == "judge" for call in asked[7:])
+    found = printed(capsys)
+    assert set(found) == {"sft", "ppo", "ppo-true", "dpo", "kto"}
+    assert found["sft"]["sampled"]["mean"] == 0.8
+    assert asked[7].arguments["temperature"] == 1.0
+
+
+@pytest.mark.slow
 def test_all_of_rlhf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +413,22 @@ def few(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *names: str) -> Non
             monkeypatch.setattr(module, name, value)
 
 
+def test_what_is_asked_of_countdown(asked: list[Call], capsys: pytest.CaptureFixture[str]) -> None:
+    module = load(FOLDER / "grpo_countdown.py")
+    module.main("run")
+    assert calls_of(asked, "algorithm", "env", "warm_up", "seeds", "evaluation_episodes") == [
+        ("train", "grpo", "countdown", module.WARM_UP, module.SEEDS, 256),
+        ("judge", None, None, None, None, None),
+    ]
+    assert calls_of(asked, "env_arguments", "arguments", "model") == [
+        ("train", module.ARGUMENTS, None, None),
+        ("judge", None, module.ARGUMENTS, "run/sft"),
+    ]
+    found = printed(capsys)
+    assert (found["before"], found["after"]["mean"]) == (0.2, 0.1)
+
+
+@pytest.mark.slow
 def test_countdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,15 +440,36 @@ def test_countdown(
     assert (len(found["after"]["per_seed"]), found["after"]["episodes"]) == (2, 256)
 
 
-def test_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    module = load(FOLDER / "grpo_gsm8k.py")
-    few(module, monkeypatch, "CONFIG")
-    monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(max_new_tokens=16))
+@pytest.fixture
+def hats(tmp_path: Path) -> Path:
+    """Six problems to learn and six others, in GSM8K's format."""
     for name, shift in (("train", 0), ("test", 7)):
         numbers = range(shift, shift + 6)
         records = [{"question": f"a man has {i} hats.", "answer": f"so #### {i}"} for i in numbers]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    module.main(str(tmp_path), str(tmp_path / "run"))
+    return tmp_path
+
+
+def test_what_is_asked_of_gsm8k(
+    hats: Path, asked: list[Call], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "grpo_gsm8k.py")
+    few(module, monkeypatch, "CONFIG")
+    module.main(str(hats), "run")
+    assert calls_of(asked, "algorithm", "env", "warm_up", "model") == [
+        ("train", "grpo", "gsm8k", module.WARM_UP, ""),
+        ("judge", None, None, None, "run/sft"),
+    ]
+    assert asked[1].arguments["arguments"] == asked[0].arguments["env_arguments"]
+    assert printed(capsys) == {"before": 0.2, "after": 0.1}
+
+
+@pytest.mark.slow
+def test_gsm8k(hats: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load(FOLDER / "grpo_gsm8k.py")
+    few(module, monkeypatch, "CONFIG")
+    monkeypatch.setattr(module, "CONFIG", module.CONFIG.replace(max_new_tokens=16))
+    module.main(str(hats), str(hats / "run"))
     found = printed(capsys)
     assert set(found) == {"before", "after"}
     assert all(0 <= value <= 1 for value in found.values())
@@ -257,6 +504,28 @@ def dialogues(tmp_path: Path) -> Path:
     return data
 
 
+def test_what_is_asked_of_a_reward_model_in_folds(
+    dialogues: Path,
+    asked: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = load(FOLDER / "reward_model_hh.py")
+    few(module, monkeypatch, "CONFIG")
+    module.main(str(dialogues), "run")
+    assert calls_of(asked, "algorithm", "out") == [
+        ("train", "reward_model", f"run/fold-{fold}") for fold in range(module.FOLDS)
+    ]
+    held_out = [text.tasks.make("preferences", **call.arguments["env_arguments"]) for call in asked]
+    assert sum(len(problem.preferences[1].weight) for problem in held_out) == 20  # each judged once
+    found = printed(capsys)  # of 10,000 in each fold, a tenth, two tenths, ... to the half are right
+    assert found["pairs"] == 50_000
+    assert found["accuracy"] == pytest.approx(0.3)
+    half = 1.96 * (0.3 * 0.7 / 50_000) ** 0.5
+    assert found["ci95"] == pytest.approx([0.3 - half, 0.3 + half])
+
+
+@pytest.mark.slow
 def test_reward_model_in_folds(
     dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +538,20 @@ def test_reward_model_in_folds(
     assert len(list((tmp_path / "run").iterdir())) == module.FOLDS
 
 
+def test_what_is_asked_of_dpo(
+    dialogues: Path,
+    asked: list[Call],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = load(FOLDER / "dpo_hh.py")
+    few(module, monkeypatch, "CONFIG")
+    module.main(str(dialogues), "run")
+    assert calls_of(asked, "algorithm", "env", "warm_up") == [("train", "dpo", "preferences", module.WARM_UP)]
+    assert printed(capsys)["per_seed"] == [0.1, 0.1]
+
+
+@pytest.mark.slow
 def test_dpo(
     dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,15 +563,56 @@ def test_dpo(
     assert found["episodes"] == 2
 
 
-def test_translation_for_chrf(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    module = load(FOLDER / "rlhf_ppo_translation.py")
-    few(module, monkeypatch, "SFT", "PPO")
+@pytest.fixture
+def letters(tmp_path: Path) -> Path:
+    """Sentences to translate, two of which are held out."""
     data = tmp_path / "deu.txt"
     pairs = [f"{a} {b}.\t{b} {a}." for a in ("I", "we", "Tom", "he") for b in "abcdefghijklmnopqrstuvwxyz"]
     data.write_text("\n".join(pairs) + "\n")
-    module.main(str(data), str(tmp_path / "run"))
+    return data
+
+
+def test_what_is_asked_of_translation_for_chrf(
+    letters: Path, asked: list[Call], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "rlhf_ppo_translation.py")
+    few(module, monkeypatch, "SFT", "PPO")
+    task = text.tasks.make("translation", data=str(letters), vocab_size=module.VOCABULARY)
+    records = task.records[-len(task.held_out.tokens) :]
+    prompts = [task.tokenizer.encode(record["prompt"]) for record in records]
+    answers = [task.tokenizer.encode(record["references"][0]) for record in records]
+    generation = SimpleNamespace(stop_ids=task.stop_ids)
+
+    def translated(model: Any, params: Any, key: Any, given: Any, settings: Any, *_: Any) -> Any:
+        """After PPO the first member has one sentence right, the second both, and before it none."""
+        assert given == prompts
+        assert (settings.temperature, settings.max_new_tokens) == (0, task.max_new_tokens)
+        right = {"sft": 0, "ppo": params[1] + 1}[params[0]]
+        return [SimpleNamespace(tokens=np.array(each)) for each in answers[:right] + prompts[right:]]
+
+    reached = lambda run, member: (None, (run.name, member), task.tokenizer, generation)
+    monkeypatch.setattr(rljax, "language_model", reached)
+    monkeypatch.setattr(text, "decode_many", translated)
+    module.main(str(letters), "run")
+    assert calls_of(asked, "algorithm", "init", "out") == [
+        ("train", "sft", None, Path("run/sft")),
+        ("train", "rlhf_ppo", Path("run/sft"), Path("run/ppo")),
+    ]
+    found = printed(capsys)
+    assert found["sentences"] == 2
+    assert found["ppo"][1] == pytest.approx(100)
+    assert found["sft"] < found["ppo"][0] < found["ppo"][1]
+    assert found["ci95"][0] <= found["gain"] <= found["ci95"][1]
+    assert found["gain"] == pytest.approx(sum(found["ppo"]) / 2 - found["sft"])
+
+
+@pytest.mark.slow
+def test_translation_for_chrf(
+    letters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load(FOLDER / "rlhf_ppo_translation.py")
+    few(module, monkeypatch, "SFT", "PPO")
+    module.main(str(letters), str(tmp_path / "run"))
     found = printed(capsys)
     assert found["sentences"] == 2
     assert len(found["ppo"]) == 2
