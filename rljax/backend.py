@@ -156,7 +156,7 @@ def keep_compiled_programs() -> None:
     folder = cache_folder()
     if folder is None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    if "jax" in sys.modules and sys.modules["jax"].config.read("jax_compilation_cache_dir") is not None:
+    if "jax" in sys.modules and _kept_in() is not None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +166,14 @@ def keep_compiled_programs() -> None:
         configure("jax_compilation_cache_dir", str(folder))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             configure("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _kept_in() -> str | None:
+    """The folder in which JAX keeps compiled programs."""
+    import jax
+
+    config: Any = jax.config
+    return config.jax_compilation_cache_dir
 
 
 def configure(name: str, value: Any) -> None:
@@ -179,10 +187,8 @@ def configure(name: str, value: Any) -> None:
 
 def tidy_cache() -> None:
     """`tidy` the folder of compiled programs, at most once an hour, if JAX keeps them where rljax said."""
-    import jax
-
     folder = cache_folder()
-    if folder is None or jax.config.read("jax_compilation_cache_dir") != str(folder):
+    if folder is None or _kept_in() != str(folder):
         return
     mark = folder / MARK
     with contextlib.suppress(OSError):

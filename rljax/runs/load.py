@@ -59,14 +59,13 @@ def setup(
 
     Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
-    from rljax.text import Corpus, Problem
-
     module = algorithms.get(algorithm)
     text = algorithm in algorithms.TEXT
-    if not isinstance(env, str) and isinstance(env, Task | Corpus | Problem) != text:
+    if not isinstance(env, str) and isinstance(env, Env) == text:
         needs = "a task, a rljax.text.Problem or its name" if text else "an environment"
         raise ValueError(f"{algorithm} needs {needs}; {env.name} is a {type(env).__name__}")
-    if isinstance(env, Corpus) and not hasattr(module, "read"):
+    corpus, problem = _nouns() if text else ((), ())
+    if not isinstance(env, str) and isinstance(env, corpus) and not hasattr(module, "read"):
         raise ValueError(
             f"{algorithm} needs a task, a rljax.text.Problem or its name; {env.name} is a Corpus"
         )
@@ -94,11 +93,18 @@ def setup(
     if steps is not None:
         config = config.replace(total_steps=steps)
     checks.number(config, "total_steps", low=0, open_low=True)
-    if isinstance(world, Corpus):
+    if isinstance(world, corpus):
         world, own = module.read(world, config), False
-    if isinstance(world, Problem):
+    if isinstance(world, problem):
         world, config = problems.world(world, algorithm, config)
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
+
+
+def _nouns() -> tuple[Any, Any]:
+    """The types Corpus and Problem, whose import only runs of text pay for."""
+    from rljax.text import Corpus, Problem
+
+    return Corpus, Problem
 
 
 def kind(setup: Setup) -> str:

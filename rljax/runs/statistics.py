@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 _BLOCK = 4_000_000  # resampled numbers in memory at once
 
@@ -24,6 +23,8 @@ def iqm(values: ArrayLike, axis: int | None = None) -> Any:
     Over all values, or over `axis`; under four values it is the mean. NaN where a value is NaN.
     ValueError for none at all.
     """
+    from scipy import stats  # here and not above: it takes most of a second, and a run asks at its end
+
     array = np.asarray(values, np.float64)
     if array.size == 0:
         raise ValueError("iqm of no values")
