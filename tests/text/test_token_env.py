@@ -1,5 +1,6 @@
 """The token stream as an Env: its episodes are a task's completions, and control PPO on it is text PPO."""
 
+import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 import rljax
 from rljax import models, ppo, rlhf_ppo, text
@@ -42,6 +42,7 @@ def right(prompt: Array, completion: Array, reference: PyTree) -> Array:
     return jnp.sum((completion >= 0) & (completion == reference["completion"]), dtype=jnp.float32)
 
 
+@functools.cache
 def letters(stops: bool = True) -> Task:
     """Prompts of one to three letters, to be said backwards in at most four tokens."""
     words = ["a", "b", "ab", "ba", "abc", "cab", "bca", "cc"]
@@ -51,6 +52,7 @@ def letters(stops: bool = True) -> Task:
     return task_of(problem if stops else problem._replace(stop_ids=()), "prompts")
 
 
+@functools.cache
 def guesses() -> Task:
     """Two digits, an answer of the world's, and so on: up to three times."""
     return task_of(tasks.make("guess_number", numbers=12, guesses=3), "prompts")
@@ -60,6 +62,32 @@ def text_config(**fields: Any) -> rlhf_ppo.Config:
     # one iteration is the whole run, so that the warm-up of the learning rate is over in it
     own: dict[str, Any] = {"num_prompts": 5, "group_size": 3, "total_steps": 15, "chunk": 3, "num_epochs": 1}
     return rlhf_ppo.Config(**SAME | SIZES | own | {"value_clip": SAME["clip"]} | fields)
+
+
+class World(NamedTuple):
+    """An Env with its functions compiled."""
+
+    env: Env
+    reset: Any
+    step: Any
+    keys: dict[int, Array]  # of each prompt one with which `reset` draws it
+
+
+@functools.cache
+def world_of(make: Any) -> World:
+    """The Env of the task that `make` gives, shared by the tests."""
+    env = text.token_env(make())
+    reset = jax.jit(env.reset)
+
+    @jax.jit
+    def drawn(key: Array) -> tuple[Array, Array]:
+        keys = jax.random.split(key, 400)
+        return jax.vmap(lambda key: env.reset(key)[1].row)(keys), jax.random.key_data(keys)
+
+    rows, data = map(np.asarray, drawn(jax.random.key(5)))
+    first = dict(zip(*np.unique(rows, return_index=True), strict=True))
+    keys = {int(row): jax.random.wrap_key_data(data[index]) for row, index in first.items()}
+    return World(env, reset, jax.jit(env.step), keys)
 
 
 class Steps(NamedTuple):
@@ -73,37 +101,81 @@ class Steps(NamedTuple):
     final: list[Any]  # the last state of each episode
 
 
-def keys_of(env: Env) -> dict[int, Array]:
-    """Of each prompt a key with which `reset` draws it."""
-    keys = jax.random.split(jax.random.key(5), 400)
-    rows = jax.jit(jax.vmap(lambda key: env.reset(key)[1].row))(keys)
-    return {int(row): key for row, key in zip(rows, keys, strict=True)}
-
-
-def walked(env: Env, rollout: completions.Rollout) -> Steps:
+def walked(world: World, rollout: completions.Rollout) -> Steps:
     """The Env, stepped through the tokens that the policy wrote of a text algorithm's completions."""
-    step, reset = jax.jit(env.step), jax.jit(env.reset)
-    keys, rows, final = keys_of(env), [], []
-    for n, drawn in enumerate(np.asarray(rollout.drawn)):
-        obs, state = reset(keys[int(rollout.reference["row"][n])])
+    rows, final, key = [], [], jax.random.key(0)
+    for n, drawn in enumerate(rollout.drawn):
+        obs, state = world.reset(world.keys[int(rollout.reference["row"][n])])
         for token in rollout.completion[n, np.flatnonzero(drawn)]:
-            following, state, reward, terminated, truncated = step(jax.random.key(0), state, token)
+            following, state, reward, terminated, truncated = world.step(key, state, token)
             rows.append((obs, token, reward, terminated, truncated))
             obs = following
         final.append(state)
-    obs, action, reward, terminated, truncated = jax.tree.map(lambda *x: jnp.stack(x), *rows)
+    rows, final = jax.device_get((rows, final))
+    obs, action, reward, terminated, truncated = jax.tree.map(lambda *x: np.stack(x), *rows)
     return Steps(obs, action, reward, terminated, truncated, final)
 
 
-def sampled(task: Task, config: rlhf_ppo.Config, network: LanguageModel | None = None) -> tuple:
-    """(text PPO, a state of it with no parameter at zero, completions of that, their scores)."""
+class Drawn(NamedTuple):
+    state: Any  # no parameter is at zero
+    rollout: completions.Rollout
+    scores: Any
+
+
+@functools.cache
+def drawn_of(make: Any, fields: tuple = ()) -> Drawn:
+    """Completions of text PPO on the task that `make` gives, with these fields in its Config."""
+    task, config, model = parts_of(make, dict(fields))
+    return sampled(task, config, model)
+
+
+def parts_of(make: Any, fields: dict[str, Any]) -> tuple[Task, rlhf_ppo.Config, LanguageModel]:
+    """The task, with parameters to adapt where a Config adapts them, that Config, and the model."""
+    task, config = make(), text_config(**fields)
+    model = model_of(make, config.architecture)
+    if config.train == "lora":
+        task = task._replace(params=jax.jit(model.init)(jax.random.key(9)))
+    return task, config, model
+
+
+class Case(NamedTuple):
+    task: Any
+    fields: dict[str, Any]
+    epochs: int = 1
+
+
+# each of what may differ is in one of them: every case is three programs of a whole model
+CASES = {
+    "three epochs": Case(letters, {}, 3),
+    "conversation, gru, critic, temperature, two epochs": Case(
+        guesses, {"architecture": "gru", "critic": "separate", "temperature": 0.7}, 2
+    ),
+    "t5, lora": Case(letters, {"architecture": "t5", "train": "lora", "rank": 2}),
+}
+
+
+@functools.cache
+def model_of(make: Any, architecture: str) -> LanguageModel:
+    task = make()
+    length = task.learn.tokens.shape[1] + task.max_new_tokens
+    return language_model(task.vocab_size, text_config(architecture=architecture), length)
+
+
+def sampled(task: Task, config: rlhf_ppo.Config, network: LanguageModel) -> Drawn:
     algorithm = rlhf_ppo.make(task, config, network)
-    assert algorithm.split is not None
-    state = jax.jit(algorithm.init)(jax.random.key(0))
-    noise = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
-    state = state.replace(params=jax.tree_util.tree_map_with_path(noise, state.params))
-    rollout = jax.jit(algorithm.split.sample)(jax.random.key(1), state)
-    return algorithm, state, rollout, jax.jit(algorithm.split.reward)(rollout)
+    split = algorithm.split
+    assert split is not None
+
+    @jax.jit
+    def drawn(key: Array, sample_key: Array) -> tuple:
+        state = algorithm.init(key)
+        noise = lambda path, x: x + 0.3 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
+        state = state.replace(params=jax.tree_util.tree_map_with_path(noise, state.params))
+        rollout = split.sample(sample_key, state)
+        return state, rollout, split.reward(rollout)
+
+    state, rollout, scores = drawn(jax.random.key(0), jax.random.key(1))
+    return Drawn(state, jax.device_get(rollout), scores)
 
 
 # (a) the contract
@@ -111,21 +183,21 @@ def sampled(task: Task, config: rlhf_ppo.Config, network: LanguageModel | None =
 
 @pytest.mark.parametrize("make", [letters, guesses])
 def test_an_observation_fits_its_space(make: Any) -> None:
-    task = make()
-    env = text.token_env(task)
+    task, (env, reset, step, _) = make(), world_of(make)
     width, length = task.learn.tokens.shape[1], task.max_new_tokens
-    obs, state = env.reset(jax.random.key(0))
+    obs, state = jax.device_get(reset(jax.random.key(0)))
     assert isinstance(env.observation_space, dict)
     assert set(obs) == set(env.observation_space)
     for name, space in env.observation_space.items():
         assert isinstance(space, MultiDiscrete | Discrete | Box)
         assert (obs[name].shape, obs[name].dtype) == (space.shape, space.dtype)
-    np.testing.assert_array_equal(obs["valid"], task.learn.valid[state.row])
-    np.testing.assert_array_equal(obs["prompt"][obs["valid"]], task.learn.tokens[state.row][obs["valid"]])
+    learn = jax.device_get(task.learn)
+    np.testing.assert_array_equal(obs["valid"], learn.valid[state.row])
+    np.testing.assert_array_equal(obs["prompt"][obs["valid"]], learn.tokens[state.row][obs["valid"]])
     assert (obs["completion"].shape, int(obs["step"])) == ((length,), 0)
     assert state.context.shape == (width + length,)
     assert (env.action_space, env.max_steps) == (Discrete(task.vocab_size), length)
-    again = env.step(jax.random.key(0), state, jnp.int32(3))
+    again = step(jax.random.key(0), state, np.int32(3))
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert shapes((obs, state)) == shapes(again[:2])
     assert shapes(again[2:]) == (((), np.float32), ((), np.bool_), ((), np.bool_))
@@ -135,27 +207,36 @@ def test_every_prompt_of_the_part_is_drawn() -> None:
     parts: Any = {"learn": 6, "held_out": 2}
     for part, number in parts.items():
         env = text.token_env(letters(), part=part)
-        _, states = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 100))
+        states = jax.jit(lambda key, env=env: jax.vmap(env.reset)(jax.random.split(key, 100))[1])(
+            jax.random.key(0)
+        )
+        states, prompts = jax.device_get((states, getattr(letters(), part)))
         np.testing.assert_array_equal(np.unique(states.row), np.arange(number))
-        prompts = getattr(letters(), part)
         tokens = np.where(prompts.valid, prompts.tokens, -1)[states.row]
         np.testing.assert_array_equal(states.context[:, : tokens.shape[1]], tokens)
 
 
-@pytest.mark.parametrize("make", [letters, guesses, lambda: letters(stops=False)])
+def endless() -> Task:
+    """Letters whose completions only their length ends."""
+    return letters(stops=False)
+
+
+@pytest.mark.parametrize("make", [letters, guesses, endless])
 def test_an_episode_is_a_completion_of_the_task(make: Any) -> None:
     task = make()
-    _, _, rollout, scores = sampled(task, text_config())
-    steps = walked(text.token_env(task), rollout)
+    conversation = CASES["conversation, gru, critic, temperature, two epochs"]
+    _, rollout, scores = drawn_of(make, tuple(conversation.fields.items()) if make is guesses else ())
+    steps = walked(world_of(make), rollout)
     ends = np.flatnonzero(steps.terminated)
     # each ends where its completion does, and nowhere before
     np.testing.assert_array_equal(ends, np.cumsum(rollout.drawn.sum(1)) - 1)
     assert not steps.truncated.any()
-    wrote = jnp.where(rollout.mask, rollout.completion, -1)
-    contexts = jnp.stack([state.context for state in steps.final])
+    wrote = np.where(rollout.mask, rollout.completion, -1)
+    contexts = np.stack([state.context for state in steps.final])
     np.testing.assert_array_equal(contexts[:, rollout.prompt.shape[1] :], wrote)
     np.testing.assert_array_equal([state.step for state in steps.final], rollout.mask.sum(1))
-    np.testing.assert_allclose(steps.reward[ends], completions.combined(task, scores), rtol=1e-6)
+    worth = jax.jit(lambda scores: completions.combined(task, scores))(scores)
+    np.testing.assert_allclose(steps.reward[ends], worth, rtol=1e-6)
     assert np.unique(steps.reward[ends]).size > 2
     np.testing.assert_array_equal(np.delete(steps.reward, ends), 0)
     stopped = bool(task.stop_ids)
@@ -167,12 +248,13 @@ def test_an_episode_is_a_completion_of_the_task(make: Any) -> None:
 def test_what_the_world_writes_is_no_step() -> None:
     task = guesses()
     assert task.tokenizer is not None
-    env = text.token_env(task)
-    obs, state = env.reset(keys_of(env)[7])
+    _, reset, step, keys = world_of(guesses)
+    obs, state = reset(keys[7])
     seen, rewarded = [], []
     for token in task.tokenizer.encode("050907"):
-        obs, state, reward, terminated, _ = env.step(jax.random.key(0), state, jnp.int32(token))
-        seen.append(task.tokenizer.decode(np.asarray(obs["completion"])[: int(obs["step"])].tolist()))
+        obs, state, reward, terminated, _ = step(jax.random.key(0), state, np.int32(token))
+        obs = jax.device_get(obs)
+        seen.append(task.tokenizer.decode(obs["completion"][: int(obs["step"])].tolist()))
         rewarded.append((float(reward), bool(terminated)))
     assert seen[:-1] == ["0", "05>", "05>0", "05>09<", "05>09<0"]
     assert seen[-1].startswith("05>09<07")
@@ -183,12 +265,13 @@ def test_what_the_world_writes_is_no_step() -> None:
 
 def test_prompts_can_be_an_argument_of_a_program() -> None:
     task = letters()
-    turned = jax.tree.map(lambda x: x[::-1], task.learn)
+    learn = jax.device_get(task.learn)
+    turned = jax.tree.map(lambda x: x[::-1], learn)
+    tokens = np.where(learn.valid, learn.tokens, -1)
     reset = jax.jit(lambda key, prompts: text.token_env(task._replace(learn=prompts)).reset(key))
     for number in range(4):
         key = jax.random.key(number)
-        (_, one), (_, other) = reset(key, task.learn), reset(key, turned)
-        tokens = jnp.where(task.learn.valid, task.learn.tokens, -1)
+        (_, one), (_, other) = jax.device_get((reset(key, learn), reset(key, turned)))
         np.testing.assert_array_equal(one.context[: tokens.shape[1]], tokens[one.row])
         np.testing.assert_array_equal(other.context[: tokens.shape[1]], tokens[5 - one.row])
 
@@ -196,11 +279,12 @@ def test_prompts_can_be_an_argument_of_a_program() -> None:
 def test_a_shorter_episode_and_a_reward_that_is_not_a_number() -> None:
     nothing = rewards.of_tokens(lambda prompt, completion, reference: jnp.float32(jnp.nan), "nothing")
     env = text.token_env(letters()._replace(rewards=(nothing,)), max_new_tokens=2)
-    _, state = env.reset(jax.random.key(0))
+    _, state = jax.jit(env.reset)(jax.random.key(0))
     assert env.max_steps == 2
-    letter = jnp.int32(letters().learn.demonstration[0, 0])
+    letter = np.asarray(letters().learn.demonstration)[0, 0]
+    walk = jax.jit(env.step)
     for step in (1, 2):
-        _, state, reward, terminated, truncated = env.step(jax.random.key(0), state, letter)
+        _, state, reward, terminated, truncated = walk(jax.random.key(0), state, letter)
         assert (bool(terminated), bool(truncated), float(reward)) == (step == 2, False, 0.0)
 
 
@@ -229,18 +313,21 @@ def test_what_is_wrong_is_one_line() -> None:
 
 
 def test_a_network_takes_any_leading_shape() -> None:
-    env = text.token_env(letters())
+    env = world_of(letters).env
     network = models.token_actor_critic(language_model(env.action_space.n, text_config(), 8))  # pyright: ignore
-    obs, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 6))
-    apply, params = (
-        jax.jit(network.apply),
-        jax.jit(network.init)(jax.random.key(1), jax.tree.map(lambda x: x[0], obs)),
-    )
-    params["head"] = jax.tree.map(lambda x: x + 0.5, params["head"])
-    logits, value = apply(params, obs)
+
+    @jax.jit
+    def all_shapes(key: Array) -> tuple:
+        """(logits, value) of six observations in a row, as two rows of three, and of the fifth alone."""
+        obs, _ = jax.vmap(env.reset)(jax.random.split(key, 6))
+        params = network.init(jax.random.key(1), jax.tree.map(lambda x: x[0], obs))
+        params["head"] = jax.tree.map(lambda x: x + 0.5, params["head"])
+        folded = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), obs)
+        each = (obs, folded, jax.tree.map(lambda x: x[4], obs))
+        return tuple(network.apply(params, given) for given in each)
+
+    (logits, value), folded, one = jax.device_get(all_shapes(jax.random.key(0)))
     assert (logits.shape, value.shape) == ((6, letters().vocab_size), (6,))
-    folded = apply(params, jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), obs))
-    one = apply(params, jax.tree.map(lambda x: x[4], obs))
     np.testing.assert_allclose(folded[0].reshape(6, -1), logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(folded[1].reshape(6), value, rtol=1e-5)
     np.testing.assert_allclose(one[0], logits[4], rtol=1e-5, atol=1e-6)
@@ -287,19 +374,9 @@ def test_control_ppo_learns_a_task_of_text(own: bool, tmp_path: Path) -> None:
 # (c) it is text PPO
 
 
-class Case(NamedTuple):
-    task: Any
-    fields: dict[str, Any]
-    epochs: int = 1
-
-
-CASES = {
-    "three epochs": Case(letters, {}, 3),
-    "critic, temperature": Case(letters, {"critic": "separate", "temperature": 0.7}),
-    "conversation, gru, two epochs": Case(guesses, {"architecture": "gru"}, 2),
-    "t5": Case(letters, {"architecture": "t5"}),
-    "lora": Case(letters, {"train": "lora", "rank": 2}),
-}
+def flattened(tree: PyTree) -> np.ndarray:
+    """All leaves in one row, as an optimizer that is flattened holds them."""
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -308,18 +385,17 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
     loss, and parameters after it.
     """
     case = CASES[name]
-    task, config = case.task(), text_config(num_epochs=case.epochs, **case.fields)
-    width = task.learn.tokens.shape[1]
-    model = trained = language_model(task.vocab_size, config, width + task.max_new_tokens)
+    task, config, model = parts_of(case.task, case.fields | {"num_epochs": case.epochs})
+    trained = model
     if config.train == "lora":
-        task = task._replace(params=model.init(jax.random.key(9)))
         trained = adapters.attach(
             model, task.params, adapters.lora(config.patterns, config.rank, config.alpha)
         )
-    algorithm, state, rollout, scores = sampled(task, config, model)
-    env = text.token_env(task)
-    steps = walked(env, rollout)
-    drawn = np.asarray(rollout.drawn)
+    # how often they are learnt from is nothing to what is drawn
+    state, rollout, scores = drawn_of(case.task, tuple(case.fields.items()))
+    world = world_of(case.task)
+    steps = walked(world, rollout)
+    drawn = rollout.drawn
 
     # text PPO, and what it computes on the way
     seen: list[Any] = []
@@ -327,39 +403,45 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         rlhf_ppo.policy_loss, "batch_of", lambda *given: seen.append(batch_of(*given)) or seen[-1]
     )
-    split = algorithm.split
-    learnt, told, batch = jax.jit(
-        lambda: (*split.learn(jax.random.key(2), state, rollout, scores), seen.pop())
-    )()
+    split = rlhf_ppo.make(task, config, model).split
+    assert split is not None
+
+    @jax.jit
+    def text_step(rollout: Any) -> tuple:
+        learnt, told = split.learn(jax.random.key(2), state, rollout, scores)
+        return learnt, told, seen.pop(), split.advantage(state, rollout, scores)
 
     # control PPO, whose rollout these tokens are
     network = models.token_actor_critic(trained, critic=config.critic, temperature=config.temperature)
     number = steps.action.size
-    control = ppo.make(
-        env,
-        ppo.Config(
-            **SAME,
-            num_envs=1,
-            num_steps=number,
-            num_epochs=case.epochs,
-            entropy_coefficient=0.0,
-            total_steps=1e6,
-        ),
-        network,
+    control_config = ppo.Config(
+        **SAME,
+        num_envs=1,
+        num_steps=number,
+        num_epochs=case.epochs,
+        entropy_coefficient=0.0,
+        total_steps=1e6,
     )
-    begun = control.init(jax.random.key(3))
-    assert jax.tree.structure(begun.params) == jax.tree.structure(state.params)
-    begun = begun.replace(params=state.params)
+    control = ppo.make(world.env, control_config, network)
     cut = jax.tree.map(lambda x: x[:, None], steps._replace(final=[]))
     forced = vector.Rollout(
-        cut.obs, cut.action, cut.reward, cut.terminated, cut.truncated, jnp.zeros((number, 1))
+        cut.obs, cut.action, cut.reward, cut.terminated, cut.truncated, np.zeros((number, 1), np.float32)
     )
-    assert jax.tree.all(jax.tree.map(lambda x, y: x.shape[1:] == y.shape, forced.obs, begun.worlds.obs))
-    rollout_of = lambda *given: (begun.worlds, forced, vector.no_episodes())
-    monkeypatch.setattr(vector, "rollout", rollout_of)
     batch_type = ppo.Batch
     monkeypatch.setattr(ppo, "Batch", lambda *given: seen.append(batch_type(*given)) or seen[-1])
-    stepped, shown, rows = jax.jit(lambda: (*control.step(jax.random.key(4), begun), seen.pop()))()
+
+    @jax.jit
+    def control_step() -> tuple:
+        begun = control.init(jax.random.key(3))
+        assert jax.tree.structure(begun.params) == jax.tree.structure(state.params)
+        assert jax.tree.all(jax.tree.map(lambda x, y: x.shape[1:] == y.shape, forced.obs, begun.worlds.obs))
+        rollout_of = lambda *given: (begun.worlds, jax.tree.map(jnp.asarray, forced), vector.no_episodes())
+        monkeypatch.setattr(vector, "rollout", rollout_of)
+        return *control.step(jax.random.key(4), begun.replace(params=state.params)), seen.pop()
+
+    learnt, told, batch, advantage = jax.device_get(text_step(rollout))
+    stepped, shown, rows = jax.device_get(control_step())
+    begun = jax.device_get(state.params)
 
     near: Any = {"rtol": 1e-4, "atol": 1e-5}
     flat = lambda x: np.asarray(x)[drawn]
@@ -368,21 +450,20 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(rows.log_prob[:, 0], flat(rollout.log_prob), **near)
     np.testing.assert_allclose(rows.value[:, 0], flat(batch.extras.value), **near)
     np.testing.assert_allclose(rows.advantage[:, 0], flat(batch.extras.advantage), **near)
-    np.testing.assert_allclose(rows.advantage[:, 0], flat(split.advantage(state, rollout, scores)), **near)
+    np.testing.assert_allclose(rows.advantage[:, 0], flat(advantage), **near)
     np.testing.assert_allclose(rows.target[:, 0], flat(batch.extras.target), **near)
     assert np.std(rows.value) > 0.05
     assert np.std(rows.advantage) > 0.05
 
     # Adam's mean of the gradients: after one step 0.1 of the gradient itself
-    (mine,), (theirs, _) = jax.tree.leaves(stepped.opt_state[1].mu), ravel_pytree(learnt.opt_state[1].mu)
-    scale = float(jnp.abs(theirs).max())
+    (mine,), theirs = jax.tree.leaves(stepped.opt_state[1].mu), flattened(learnt.opt_state[1].mu)
+    scale = float(np.abs(theirs).max())
     assert scale > 1e-3
     np.testing.assert_allclose(mine / scale, theirs / scale, rtol=1e-3, atol=1e-5)
-    moved = ravel_pytree(jax.tree.map(jnp.subtract, learnt.params, state.params))[0]
-    assert float(jnp.abs(moved).max()) > 0.01
-    np.testing.assert_allclose(
-        ravel_pytree(jax.tree.map(jnp.subtract, stepped.params, state.params))[0], moved, rtol=1e-2, atol=1e-4
-    )
+    moved = flattened(learnt.params) - flattened(begun)
+    assert float(np.abs(moved).max()) > 0.01
+    also_moved = flattened(stepped.params) - flattened(begun)
+    np.testing.assert_allclose(also_moved, moved, rtol=1e-2, atol=1e-4)
     np.testing.assert_allclose(shown.policy_loss.value, told.policy_loss.value, **near)
     np.testing.assert_allclose(shown.value_loss.value, told.value_loss.value, **near)
     np.testing.assert_allclose(shown.gradient_norm.value, told.gradient_norm.value, rtol=1e-3)
