@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxpr_as_fun
 
 import rljax
 from rljax import algorithms, envs
@@ -23,9 +24,12 @@ class Row(NamedTuple):
     world: str | Callable[[], Task]  # an environment's name, or what makes a Task
     fields: dict[str, Any]
     swept: dict[str, list[float]]
+    mapping: mesh.Mapping = "vmap"  # of members on a device
 
 
-SEEDS = [5, 6]
+ITERATIONS = 3
+SEEDS = [5, 6, 7, 8]
+TWINS = 1, 3  # members with one Config and different seeds
 PREFERENCES = [name for name, kind in algorithms.TEXT.items() if kind.learns == "preferences"]
 REPLAY = {"num_envs": 2, "num_steps": 8, "learning_starts": 32, "batch_size": 8, "buffer_size": 64}
 TABULAR = {"num_envs": 4, "num_steps": 32}
@@ -263,13 +267,28 @@ TABLE = {
 }
 
 
+# One algorithm of each kind; the others' members are mapped one after the other in `-m slow`.
+ALSO_IN_TURN = ("reinforce", "dqn", "ddpg", "td_lambda", "sft", "rloo-gru")
+ROWS = [
+    *[pytest.param(row, id=name) for name, row in TABLE.items()],
+    *[
+        pytest.param(
+            row._replace(mapping="map"),
+            id=f"{name}-map",
+            marks=() if name in ALSO_IN_TURN else pytest.mark.slow,
+        )
+        for name, row in TABLE.items()
+    ],
+]
+
+
 def test_every_algorithm_has_a_row() -> None:
     assert {row.algorithm for row in TABLE.values()} == {*algorithms.NAMES, *algorithms.TEXT}
 
 
-@pytest.fixture(params=TABLE, scope="module")
+@pytest.fixture(params=ROWS, scope="module")
 def row(request: pytest.FixtureRequest) -> Row:
-    return TABLE[request.param]
+    return request.param
 
 
 def parts(row: Row) -> tuple[Any, Any, Any]:
@@ -287,7 +306,7 @@ def observations(world: Env | Task) -> Any:
             np.arange(4)[None] >= np.arange(64)[:, None] % 4
         )  # from one to four tokens, padded on the left
         return jnp.asarray(drawn), jnp.asarray(valid)
-    return jax.jit(jax.vmap(world.reset))(jax.random.split(jax.random.key(1), 64))[0]
+    return jax.vmap(world.reset)(jax.random.split(jax.random.key(1), 64))[0]
 
 
 def steps(config: Any, world: Env | Task) -> int:
@@ -301,166 +320,192 @@ def steps(config: Any, world: Env | Task) -> int:
     return config.num_prompts * config.group_size * getattr(config, "oversampling", 1)
 
 
-def program(
-    row: Row, swept: dict[str, list[float]], seeds: list[int], traces: list[int] | None = None
-) -> engine.Program:
+class Compiled(NamedTuple):
+    """The program of a sweep of four members, how often its step was traced, and what its members became."""
+
+    program: engine.Program
+    traces: list[int]
+    first: tuple[Any, Any]  # states and metrics of the first iteration
+    chunks: Any  # states after chunks of 1, 0 and 2 iterations
+    bad: list[Any]  # the first bad iteration in each of these chunks
+    whole: Any  # states after 3 iterations at once
+    retried: Any  # the same with the numbers of a second try
+
+
+def sweep(row: Row) -> dict[str, np.ndarray]:
+    """Three values of each swept field, and a member that has the second value again."""
+    return {field: np.asarray([*values, values[TWINS[0]]]) for field, values in row.swept.items()}
+
+
+@pytest.fixture(scope="module")
+def compiled(row: Row) -> Compiled:
     module, world, config = parts(row)
+    traces: list[int] = []
 
     def make(*arguments: Any) -> Any:
         algorithm = module.make(*arguments)
 
         def step(key: Any, state: Any) -> Any:
-            if traces is not None:
-                traces.append(1)
+            traces.append(1)
             return algorithm.step(key, state)
 
         return algorithm._replace(step=step)
 
-    return engine.build(make, world, config, {k: np.asarray(v) for k, v in swept.items()}, seeds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "mapping_for", lambda device: row.mapping)
+        built = engine.build(make, world, config, sweep(row), SEEDS)
+    states, hosted, bad = built.init(), [], []
+    for n in (1, 0, 2):
+        states, metrics, first_bad = built.advance(states, n)
+        hosted.append(built.fetch((states, metrics)))
+        bad.append(built.fetch(first_bad))
+    whole = built.fetch(built.advance(built.init(), ITERATIONS)[0])
+    retried = built.fetch(built.advance(built.init(), ITERATIONS, 1)[0])
+    return Compiled(built, traces, hosted[0], hosted[-1][0], bad, whole, retried)
 
 
-class Compiled(NamedTuple):
-    """A row's program with two seeds, how often its step was traced, and the states after 3 iterations."""
+class History(NamedTuple):
+    """A single run: its State before the first iteration, and States and metrics of iterations, (I, ...)."""
 
-    program: engine.Program
-    traces: list[int]
+    start: Any
     states: Any
+    metrics: Any
+
+
+class Single(NamedTuple):
+    """`rljax.run` inside a jit, as traced, and what it makes of the Config and seed of each member."""
+
+    traced: Any
+    arguments: tuple
+    members: list[History]
 
 
 @pytest.fixture(scope="module")
-def compiled(row: Row) -> Compiled:
-    traces: list[int] = []
-    built = program(row, {}, SEEDS, traces)
-    states, _, _ = built.advance(built.init(), 3)
-    return Compiled(built, traces, built.fetch(states))
+def single(row: Row) -> Single:
+    module, world, config = parts(row)
+
+    def train(frozen: Any, config: Any, seed: Any) -> History:
+        algorithm = module.make(world, config, None, frozen)
+
+        def step(key: Any, state: Any) -> tuple[Any, tuple[Any, Any]]:
+            state, metrics = algorithm.step(key, state)
+            return state, (state, metrics)
+
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        start = algorithm.init(init_key)
+        _, (states, metrics) = rljax.run(algorithm._replace(step=step), run_key, start, ITERATIONS)
+        return History(start, states, metrics)
+
+    frozen = world.frozen if isinstance(world, Task) else None
+    arguments = [
+        (frozen, engine.strong(config.replace(**dict(zip(row.swept, map(float, values), strict=True)))), seed)
+        for values, seed in zip(zip(*sweep(row).values(), strict=True), map(np.uint32, SEEDS), strict=True)
+    ]
+    traced = jax.jit(train).trace(*arguments[0])
+    run = traced.lower().compile()
+    members = [jax.tree.map(np.asarray, engine.hosted(run(*each))) for each in arguments]
+    return Single(traced, arguments[0], members)
 
 
-def test_the_four_names_and_the_shape_of_a_config(row: Row) -> None:
+def test_the_four_names_and_the_shape_of_a_config(row: Row, single: Single) -> None:
     module, world, config = parts(row)
     assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
     assert config.steps_per_iteration == steps(config, world)
     assert config.initial_steps == getattr(config, "learning_starts", 0)
     assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
-    algorithm = module.make(world, config)
-    state = jax.eval_shape(algorithm.init, jax.random.key(0))
-    after, metrics = jax.eval_shape(algorithm.step, jax.random.key(0), state)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), after
+    start, states, metrics = single.traced.out_info
+    before, after = (
+        jax.tree.map(lambda x, axes=axes: (x.shape[axes:], x.dtype), state)
+        for axes, state in enumerate((start, states))
     )
+    assert before == after
     means = cycle.means(metrics)
     assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in means)
 
 
 def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(compiled: Compiled) -> None:
-    built, traces, whole = compiled
-    states = built.init()
-    for n in (1, 0, 2):
-        states, _, bad = built.advance(states, n)
-        assert (built.fetch(bad) == -1).all()
-    assert checkpoint.sha256_of(built.fetch(states)) == checkpoint.sha256_of(whole)
-    assert len(traces) <= 2  # eval_shape for the metrics, then the loop
+    assert all((bad == -1).all() for bad in compiled.bad)
+    assert checkpoint.sha256_of(compiled.chunks) == checkpoint.sha256_of(compiled.whole)
+    assert len(compiled.traces) <= 2  # eval_shape for the metrics, then the loop
 
 
 def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
-    row: Row, monkeypatch: pytest.MonkeyPatch
+    compiled: Compiled, single: Single
 ) -> None:
-    module, world, config = parts(row)
-    seeds, number = [7, 8, 9], 3
-    hosted = {}
-    for mapping in ("map", "vmap"):
-        monkeypatch.setattr(mesh, "mapping_for", lambda device, mapping=mapping: mapping)
-        traces: list[int] = []
-        compiled = program(row, row.swept, seeds, traces)
-        states, metrics, _ = compiled.advance(compiled.init(), 1)
-        hosted[mapping] = compiled.fetch((states, metrics))
-        assert len(traces) <= 2
-
-    @jax.jit
-    def one(own: Any, seed: Any) -> Any:
-        algorithm = module.make(world, own)
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        return algorithm.step(engine.iteration_key(run_key, 0, 0), algorithm.init(init_key))
-
-    for member in range(number):
-        own = config.replace(**{field: column[member] for field, column in row.swept.items()})
-        alone, counted = one(engine.strong(own), jnp.uint32(seeds[member]))
-        for mapped in hosted.values():
-            for name, single in checkpoint.leaves(engine.hosted(alone)).items():
-                several = checkpoint.leaves(mapped[0])[name][member]
-                if np.issubdtype(single.dtype, np.integer):
-                    np.testing.assert_array_equal(several, single, err_msg=name)
-                else:
-                    scale = np.abs(single).max() if single.size else 0
-                    np.testing.assert_allclose(
-                        several, single, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name
-                    )
-            for single, several in zip(cycle.means(counted), cycle.means(mapped[1]), strict=True):
-                np.testing.assert_array_equal(several.count[member], single.count)
+    assert len(compiled.traces) <= 2
+    states, metrics = compiled.first
+    mapped = checkpoint.leaves(states)
+    for member, alone in enumerate(single.members):
+        first = jax.tree.map(lambda x: x[0], (alone.states, alone.metrics))
+        for name, leaf in checkpoint.leaves(first[0]).items():
+            several = mapped[name][member]
+            if np.issubdtype(leaf.dtype, np.integer):
+                np.testing.assert_array_equal(several, leaf, err_msg=name)
+            else:
+                scale = np.abs(leaf).max() if leaf.size else 0
+                np.testing.assert_allclose(several, leaf, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name)
+        for one, several in zip(cycle.means(first[1]), cycle.means(metrics), strict=True):
+            np.testing.assert_array_equal(several.count[member], one.count)
 
 
 def test_seeds_differ_from_the_first_iteration(compiled: Compiled) -> None:
-    built = compiled.program
-    states, _, _ = built.advance(built.init(), 1)
-    for name, leaf in checkpoint.leaves(built.fetch(states).params).items():
+    one, other = TWINS
+    for name, leaf in checkpoint.leaves(compiled.first[0].params).items():
         # A single number may agree: the first step of Adam is ± the learning rate.
-        assert leaf[0].size == 1 or (leaf[0] != leaf[1]).any(), name
+        assert leaf[0].size == 1 or (leaf[one] != leaf[other]).any(), name
 
 
 def test_a_retry_draws_other_numbers(row: Row, compiled: Compiled) -> None:
-    built = compiled.program
-    again, _, _ = built.advance(built.init(), 3, 1)
-    same = checkpoint.sha256_of(built.fetch(again)) == checkpoint.sha256_of(compiled.states)
+    same = checkpoint.sha256_of(compiled.retried) == checkpoint.sha256_of(compiled.whole)
     # without dropout these draw nothing: their States have the order of the rows
     assert same == (row.algorithm in ("sft", *PREFERENCES) and "dropout" not in row.fields)
 
 
-def test_no_key_is_used_twice(row: Row) -> None:
-    module, world, config = parts(row)
-    algorithm = module.make(world, config)
+def test_no_key_is_used_twice(single: Single) -> None:
+    """JAX checks keys as it traces a jit: here `init` and the step of all iterations."""
+    again = jax.jit(jaxpr_as_fun(single.traced.jaxpr))
     with jax.debug_key_reuse(True):
-        init_key, run_key = jax.random.split(jax.random.key(0))
-        state = jax.jit(algorithm.init)(init_key)
-        state, _ = jax.jit(algorithm.step)(engine.iteration_key(run_key, 0, 0), state)
-    assert int(state.iteration) == 1
+        again.trace(*jax.tree.leaves(single.arguments))
+    np.testing.assert_array_equal(single.members[0].states.iteration, [1, 2, 3])
 
 
-def test_the_program_holds_no_big_constants(row: Row) -> None:
-    module, world, config = parts(row)
-    frozen = world.frozen if isinstance(world, Task) else None
+def test_the_check_of_keys_sees_one_that_is_used_twice() -> None:
+    def reuse(key: Any) -> Any:
+        draw = lambda total, _: (total + jax.random.normal(key), None)
+        return jax.lax.scan(draw, 0.0, length=ITERATIONS)[0]
+
     key = jax.random.key(0)
-    state = jax.eval_shape(module.make(world, config).init, key)
-    step = lambda frozen, key, state: module.make(world, config, None, frozen).step(key, state)
-    closed = jax.make_jaxpr(step)(frozen, key, state)
-    assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 10_000
+    again = jax.jit(jaxpr_as_fun(jax.jit(reuse).trace(key).jaxpr))
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        again.trace(key)
 
 
-def test_run_inside_a_jit_is_the_same_run(row: Row, compiled: Compiled) -> None:
-    module, world, config = parts(row)
+def test_the_program_holds_no_big_constants(single: Single) -> None:
+    assert sum(np.asarray(constant).nbytes for constant in single.traced.jaxpr.consts) < 10_000
 
-    def train(key: Any, config: Any) -> Any:
-        algorithm = module.make(world, config)
-        init_key, run_key = jax.random.split(key)
-        return rljax.run(algorithm, run_key, algorithm.init(init_key), 3)
 
-    state, metrics = jax.jit(train)(jax.random.key(SEEDS[0]), engine.strong(config))
-    assert {mean.total.shape for mean in cycle.means(metrics)} == {(3,)}
-    for name, leaf in checkpoint.leaves(state.params).items():
-        there = checkpoint.leaves(compiled.states.params)[name][0]
-        np.testing.assert_allclose(leaf, there, rtol=1e-3, atol=1e-5, err_msg=name)
+def test_run_inside_a_jit_is_the_same_run(compiled: Compiled, single: Single) -> None:
+    for member, alone in enumerate(single.members):
+        assert {mean.total.shape for mean in cycle.means(alone.metrics)} == {(ITERATIONS,)}
+        for name, leaf in checkpoint.leaves(alone.states.params).items():
+            there = checkpoint.leaves(compiled.whole.params)[name][member]
+            np.testing.assert_allclose(leaf[-1], there, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_the_greedy_policy_draws_nothing(row: Row, compiled: Compiled) -> None:
     if row.algorithm == "td_lambda":
         pytest.skip("acts with the policy that it is given, greedy or not")
     module, world, config = parts(row)
-    algorithm = module.make(world, config)
-    states = compiled.program.unhost(compiled.states)
-    policy = algorithm.policy(jax.tree.map(lambda x: x[0], states))
-    obs = observations(world)
-    act = jax.jit(lambda key, greedy: policy.act(key, obs, policy.init(), greedy)[0])
+    states = compiled.program.unhost(compiled.whole)
+
+    @jax.jit
+    def act(states: Any, key: Any, greedy: Any) -> Any:
+        policy = module.make(world, config).policy(jax.tree.map(lambda x: x[0], states))
+        return policy.act(key, observations(world), policy.init(), greedy)[0]
+
     one, two = jax.random.split(jax.random.key(2))
-    np.testing.assert_array_equal(act(one, True), act(two, True))
-    assert (np.asarray(act(one, False)) != np.asarray(act(two, False))).any()
+    np.testing.assert_array_equal(act(states, one, True), act(states, two, True))
+    assert (np.asarray(act(states, one, False)) != np.asarray(act(states, two, False))).any()
 
 
 def test_wrong_fields_are_one_line_that_names_them(row: Row) -> None:
