@@ -188,7 +188,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
 
             def actor_loss(params: PyTree) -> Array:
                 action = networks.actor.apply(params, batch.obs)
-                return -single.apply(new_critic[0], batch.obs, action).mean()
+                first = jax.tree.map(lambda x: x[0], new_critic)
+                return -single.apply(first, batch.obs, action).mean()
 
             def improve(carry: tuple) -> tuple:
                 actor, actor_state, target_params, _ = carry

@@ -10,6 +10,7 @@ import pytest
 from rljax import models
 from rljax.algorithms import sac
 from rljax.types import Box, Discrete
+from tests.algorithms.networks import compiled
 
 KEY = jax.random.key(0)
 VECTOR, IMAGE = Box(-1.0, 1.0, (3,)), Box(0, 1, (5, 4, 2), np.bool_)
@@ -25,13 +26,13 @@ def draw(space: Any, batch: tuple[int, ...], seed: int = 0) -> Any:
     if isinstance(space, dict):
         return {name: draw(child, batch, seed) for name, child in space.items()}
     if isinstance(space, Discrete):
-        return jnp.asarray(generator.integers(space.n, size=batch), jnp.int32)
+        return generator.integers(space.n, size=batch, dtype=np.int32)
     uniform = generator.uniform(-1, 1, (*batch, *space.shape))
-    return jnp.asarray(uniform > 0 if space.dtype == np.bool_ else uniform, space.dtype)
+    return np.asarray(uniform > 0 if space.dtype == np.bool_ else uniform, space.dtype)
 
 
 def actions(batch: tuple[int, ...], size: int = 2) -> Any:
-    return jax.random.uniform(jax.random.key(7), (*batch, size), minval=-1, maxval=1)
+    return np.random.default_rng(7).uniform(-1, 1, (*batch, size)).astype(np.float32)
 
 
 CASES = [
@@ -48,13 +49,13 @@ CASES = [
 @pytest.mark.parametrize(("space", "fields"), CASES)
 def test_any_space_and_any_leading_axes(space: Any, fields: dict[str, Any], batch: tuple[int, ...]) -> None:
     obs, action = draw(space, batch), actions(batch)
-    deterministic = models.deterministic_actor(space, 2, config(**fields))
-    gaussian = models.gaussian_actor(space, 2, config(**fields))
-    critic = models.ensemble(models.critic(space, 2, config(**fields)), 3)
+    deterministic = compiled(models.deterministic_actor(space, 2, config(**fields)))
+    gaussian = compiled(models.gaussian_actor(space, 2, config(**fields)))
+    critic = compiled(models.ensemble(models.critic(space, 2, config(**fields)), 3))
     one = draw(space, ())
     chosen = deterministic.apply(deterministic.init(KEY, one), obs)
     mean, log_std = gaussian.apply(gaussian.init(KEY, one), obs)
-    params = critic.init(KEY, one, jnp.zeros(2))
+    params = critic.init(KEY, one, np.zeros(2, np.float32))
     value = critic.apply(params, obs, action)
     assert chosen.shape == mean.shape == log_std.shape == (*batch, 2)
     assert value.shape == (3, *batch)
@@ -77,16 +78,17 @@ def layers(x: np.ndarray, torso: Any, last: Any) -> np.ndarray:
 def test_the_networks_are_the_formulas_of_their_docstrings(batch: int) -> None:
     obs, action = draw(VECTOR, (batch,)), actions((batch,))
     columns = np.asarray(obs, np.float64).T
-    critic = models.ensemble(models.critic(VECTOR, 2, config(activation="tanh")), 2)
-    params = jax.tree.map(lambda x: x + 0.1, critic.init(KEY, obs[0], action[0]))  # biases too
+    critic = compiled(models.ensemble(models.critic(VECTOR, 2, config(activation="tanh")), 2))
+    params = jax.tree.map(lambda x: np.asarray(x) + 0.1, critic.init(KEY, obs[0], action[0]))  # biases too
     value = critic.apply(params, obs, action)
     for i in range(2):
         beside = np.concatenate([columns, np.asarray(action, np.float64).T])
-        expected = layers(beside, params[i]["_Torso_0"], params[i]["value"])
+        own = jax.tree.map(lambda x, i=i: x[i], params)
+        expected = layers(beside, own["_Torso_0"], own["value"])
         np.testing.assert_allclose(value[i], expected[0], rtol=1e-4, atol=1e-5)
     for make, size in ((models.deterministic_actor, 2), (models.gaussian_actor, 4)):
         network = make(VECTOR, 2, config(activation="tanh"))
-        params = jax.tree.map(lambda x: x + 0.1, network.init(KEY, obs[0]))
+        params = jax.tree.map(lambda x: np.asarray(x) + 0.1, network.init(KEY, obs[0]))
         expected = layers(columns, params["_Torso_0"], params["policy"]).T
         assert expected.shape == (batch, size)
         outputs = network.apply(params, obs)
@@ -98,17 +100,17 @@ def test_the_networks_are_the_formulas_of_their_docstrings(batch: int) -> None:
 
 def test_an_image_meets_the_action_after_the_convolution() -> None:
     fields = {"architecture": "cnn", "activation": "relu"}
-    critic = models.critic(IMAGE, 2, config(**fields))
-    params = critic.init(KEY, draw(IMAGE, ()), jnp.zeros(2))
+    critic = compiled(models.critic(IMAGE, 2, config(**fields)))
+    params = critic.init(KEY, draw(IMAGE, ()), np.zeros(2, np.float32))
     kernels = params["_Torso_0"]
     assert kernels["CNN_0"]["Conv_0"]["kernel"].shape == (3, 3, 2, 16)
     assert kernels["MLP_0"]["Dense_0"]["kernel"].shape == (8, 3 * 2 * 16 + 2)
-    slope = jax.grad(lambda action: critic.apply(params, draw(IMAGE, ()), action))(jnp.zeros(2))
+    slope = jax.grad(lambda action: critic.apply(params, draw(IMAGE, ()), action))(np.zeros(2, np.float32))
     assert (slope != 0).all()
 
 
 def test_critics_are_independent() -> None:
-    critic = models.ensemble(models.critic(VECTOR, 2, config()), 2)
+    critic = compiled(models.ensemble(models.critic(VECTOR, 2, config()), 2))
     obs, action = draw(VECTOR, (5,)), actions((5,))
     params = critic.init(KEY, obs[0], action[0])
     one, two = critic.apply(params, obs, action)
@@ -120,39 +122,39 @@ def test_critics_are_independent() -> None:
 
 def test_actions_and_deviations_stay_within_bounds() -> None:
     obs = 1e3 * draw(VECTOR, (50,))
-    actor = models.deterministic_actor(VECTOR, 2, config(activation="relu"))
-    chosen = actor.apply(jax.tree.map(lambda x: 30 * x, actor.init(KEY, obs[0])), obs)
+    actor = compiled(models.deterministic_actor(VECTOR, 2, config(activation="relu")))
+    chosen = actor.apply(jax.tree.map(lambda x: 30 * np.asarray(x), actor.init(KEY, obs[0])), obs)
     assert np.abs(chosen).max() == 1  # never beyond, and here on it
-    actor = models.gaussian_actor(VECTOR, 2, config(activation="relu"))
-    _, log_std = actor.apply(jax.tree.map(lambda x: 30 * x, actor.init(KEY, obs[0])), obs)
+    actor = compiled(models.gaussian_actor(VECTOR, 2, config(activation="relu")))
+    _, log_std = actor.apply(jax.tree.map(lambda x: 30 * np.asarray(x), actor.init(KEY, obs[0])), obs)
     assert (log_std.min(), log_std.max()) == (-20, 2)
 
 
 def test_a_policy_starts_in_the_middle_and_values_small() -> None:
     obs = draw(VECTOR, (50,))
-    actor = models.gaussian_actor(VECTOR, 2, config())
+    actor = compiled(models.gaussian_actor(VECTOR, 2, config()))
     mean, log_std = actor.apply(actor.init(KEY, obs[0]), obs)
     assert 0 < np.abs(mean).max() < 0.05
     assert 0 < np.abs(log_std).max() < 0.05
-    critic = models.ensemble(models.critic(VECTOR, 2, config()), 2)
-    params = critic.init(KEY, obs[0], jnp.zeros(2))
+    critic = compiled(models.ensemble(models.critic(VECTOR, 2, config()), 2))
+    params = critic.init(KEY, obs[0], np.zeros(2, np.float32))
     for one in params:
         singular = np.linalg.svd(np.asarray(one["value"]["kernel"]), compute_uv=False)
         np.testing.assert_allclose(singular, 1.0, rtol=1e-4)
-    kernel = np.asarray(params[1]["_Torso_0"]["MLP_0"]["Dense_0"]["kernel"])
+    kernel = np.asarray(params["_Torso_0"]["MLP_0"]["Dense_0"]["kernel"])[1]
     np.testing.assert_allclose(np.linalg.svd(kernel, compute_uv=False), 2**0.5, rtol=1e-4)
 
 
 def test_several_seeds_start_without_a_batched_qr() -> None:
     """A batched LAPACK call can hang the CPU client, see layers."""
-    critic = models.ensemble(models.critic(VECTOR, 2, config()), 2)
-    init = jax.vmap(lambda key: critic.init(key, jnp.zeros(3), jnp.zeros(2)))
+    critic = compiled(models.ensemble(models.critic(VECTOR, 2, config()), 2))
+    init = jax.vmap(lambda key: critic.init(key, np.zeros(3, np.float32), np.zeros(2, np.float32)))
     keys = jax.random.split(KEY, 3)
     text = jax.jit(init).lower(keys).as_text()
     calls = [line for line in text.splitlines() if "geqrf" in line]
     assert calls
     assert all("tensor<3x" not in line for line in calls)
-    several, alone = init(keys), critic.init(keys[1], jnp.zeros(3), jnp.zeros(2))
+    several, alone = init(keys), critic.init(keys[1], np.zeros(3, np.float32), np.zeros(2, np.float32))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-6), several, alone)
 
 
