@@ -26,6 +26,7 @@ from rljax.models import (
     policy_head,
 )
 from rljax.types import Box, Discrete, MultiDiscrete
+from tests.algorithms.networks import compiled
 
 KEY = jax.random.key(0)
 SPACES = {
@@ -50,12 +51,16 @@ def draw(space: Any, batch: tuple[int, ...], seed: int = 0) -> Any:
         if isinstance(space, tuple):
             return tuple(one(child) for child in space)
         if isinstance(space, Discrete):
-            return jnp.asarray(generator.integers(space.n, size=batch), jnp.int32)
+            return np.asarray(generator.integers(space.n, size=batch), np.int32)
         if isinstance(space, MultiDiscrete):
-            return jnp.asarray(generator.integers(space.sizes, size=(*batch, len(space.sizes))), jnp.int32)
-        return jnp.asarray(generator.uniform(-1, 1, (*batch, *space.shape)), jnp.float32)
+            return np.asarray(generator.integers(space.sizes, size=(*batch, len(space.sizes))), np.int32)
+        return np.asarray(generator.uniform(-1, 1, (*batch, *space.shape)), np.float32)
 
     return one(space)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).normal(size=shape).astype(np.float32)
 
 
 def config(**fields: Any) -> ppo.Config:
@@ -66,18 +71,18 @@ def config(**fields: Any) -> ppo.Config:
 
 
 def test_dense_is_a_matrix_product_on_columns() -> None:
-    x = jax.random.normal(KEY, (3, 7))
-    params = Dense(4).init(KEY, x)["params"]
+    x = normal(3, 7)
+    params = jax.jit(Dense(4).init)(KEY, x)["params"]
     assert params["kernel"].shape == (4, 3)
     np.testing.assert_array_equal(params["bias"], np.zeros((4, 1)))
-    params["bias"] = jax.random.normal(jax.random.key(1), (4, 1))
+    params["bias"] = normal(4, 1)
     expected = np.asarray(params["kernel"]) @ np.asarray(x) + np.asarray(params["bias"])
     np.testing.assert_allclose(Dense(4).apply({"params": params}, x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_of_dense_are_those_of_the_plain_formula() -> None:
-    x, target = jax.random.normal(KEY, (3, 7)), jax.random.normal(jax.random.key(1), (4, 7))
-    params = Dense(4).init(KEY, x)["params"]
+    x, target = normal(3, 7), normal(4, 7)
+    params = jax.jit(Dense(4).init)(KEY, x)["params"]
 
     def ours(params: Any, x: Any) -> Any:
         return jnp.sum(jnp.sin(Dense(4).apply({"params": params}, x)) * target)
@@ -85,30 +90,32 @@ def test_gradients_of_dense_are_those_of_the_plain_formula() -> None:
     def plain(params: Any, x: Any) -> Any:
         return jnp.sum(jnp.sin(params["kernel"] @ x + jnp.broadcast_to(params["bias"], (4, 7))) * target)
 
-    got, expected = (jax.grad(function, (0, 1))(params, x) for function in (ours, plain))
+    got, expected = (jax.jit(jax.grad(function, (0, 1)))(params, x) for function in (ours, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
 def test_a_layer_is_differentiable_twice_and_under_vmap() -> None:
-    x = jax.random.normal(KEY, (3, 7))
-    params = Dense(1).init(KEY, x)["params"]
+    x = normal(3, 7)
+    params = jax.jit(Dense(1).init)(KEY, x)["params"]
     energy = lambda params, column: jnp.tanh(Dense(1).apply({"params": params}, column[:, None]))[0, 0]
-    slopes = jax.vmap(jax.grad(energy, 1), (None, 1))(params, x)
-    output = jnp.tanh(params["kernel"] @ x)
-    np.testing.assert_allclose(slopes, (1 - output**2).T * params["kernel"], rtol=1e-5, atol=1e-6)
+    slopes = jax.jit(jax.vmap(jax.grad(energy, 1), (None, 1)))(params, x)
+    output = np.tanh(np.asarray(params["kernel"]) @ x)
+    np.testing.assert_allclose(slopes, (1 - output**2).T * np.asarray(params["kernel"]), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(64, 4), (4, 64), (8, 8), (3, 3, 4, 16), (1, 5)])
 @pytest.mark.parametrize("scale", [1.0, 2**0.5])
 def test_the_initialiser_is_orthogonal(shape: tuple[int, ...], scale: float) -> None:
-    kernel = np.asarray(orthogonal(scale)(KEY, shape)).reshape(-1, shape[-1])
+    init = jax.jit(lambda key: orthogonal(scale)(key, shape))
+    kernel = np.asarray(init(KEY)).reshape(-1, shape[-1])
     rows, columns = kernel.shape
     gram = kernel.T @ kernel if rows >= columns else kernel @ kernel.T
     np.testing.assert_allclose(gram, scale**2 * np.eye(min(rows, columns)), atol=1e-5)
 
 
 def test_the_initialiser_favours_no_direction() -> None:
-    kernels = np.asarray(jax.vmap(lambda key: orthogonal()(key, (3, 3)))(jax.random.split(KEY, 2000)))
+    init = jax.jit(jax.vmap(lambda key: orthogonal()(key, (3, 3))))
+    kernels = np.asarray(init(jax.random.split(KEY, 2000)))
     assert np.abs(kernels.mean(0)).max() < 5 * 3**-0.5 / 2000**0.5  # each entry: mean 0, deviation 1/√3
     assert (
         abs((np.linalg.det(kernels) > 0).mean() - 0.5) < 5 * 0.5 / 2000**0.5
@@ -165,8 +172,9 @@ def test_eight_seeds_on_two_devices_do_not_wait_for_each_other_for_ever() -> Non
 
 
 def test_mlp_and_cnn_shapes() -> None:
-    assert MLP((8, 5)).init_with_output(KEY, jnp.zeros((3, 7)))[0].shape == (5, 7)
-    output, variables = CNN((6,)).init_with_output(KEY, jnp.zeros((2, 10, 10, 4)))
+    shapes = lambda module, shape: jax.eval_shape(module.init_with_output, KEY, np.zeros(shape, np.float32))
+    assert shapes(MLP((8, 5)), (3, 7))[0].shape == (5, 7)
+    output, variables = shapes(CNN((6,)), (2, 10, 10, 4))
     assert output.shape == (6, 2)
     assert variables["params"]["Conv_0"]["kernel"].shape == (3, 3, 4, 16)
     assert variables["params"]["MLP_0"]["Dense_0"]["kernel"].shape == (6, 8 * 8 * 16)
@@ -190,8 +198,8 @@ def test_observations_become_rows_of_numbers() -> None:
 @pytest.mark.parametrize("torso", ["separate", "shared"])
 def test_a_network_takes_any_space_and_any_leading_axes(name: str, torso: str) -> None:
     space = SPACES[name]
-    network = actor_critic(space, policy_head(Discrete(2)), config(torso=torso))
-    params = network.init(KEY, draw(space, ()))
+    network = compiled(actor_critic(space, policy_head(Discrete(2)), config(torso=torso)))
+    params = jax.tree.map(np.asarray, network.init(KEY, draw(space, ())))
     first = params["MLP_0"]["Dense_0"]["kernel"]
     assert first.shape == (8, WIDTHS[name])
     assert ("MLP_1" in params) == (torso == "separate")
@@ -207,7 +215,7 @@ def test_a_network_takes_any_space_and_any_leading_axes(name: str, torso: str) -
 
 
 def test_the_network_is_the_formula_of_its_docstring() -> None:
-    network = actor_critic(SPACES["box"], policy_head(Discrete(2)), config(activation="tanh"))
+    network = compiled(actor_critic(SPACES["box"], policy_head(Discrete(2)), config(activation="tanh")))
     x = draw(SPACES["box"], (6,))
     params = jax.tree.map(np.asarray, network.init(KEY, x[0]))
     outputs = []
@@ -222,7 +230,7 @@ def test_the_network_is_the_formula_of_its_docstring() -> None:
 
 
 def test_gains_of_the_layers() -> None:
-    network = actor_critic(Box(-1.0, 1.0, (4,)), policy_head(Discrete(3)), config())
+    network = compiled(actor_critic(Box(-1.0, 1.0, (4,)), policy_head(Discrete(3)), config()))
     params = network.init(KEY, jnp.zeros(4))
     kernels = [params["MLP_0"]["Dense_0"], params["MLP_1"]["Dense_1"], params["policy"], params["value"]]
     for layer, gain in zip(kernels, (2**0.5, 2**0.5, 0.01, 1.0), strict=True):
@@ -232,7 +240,7 @@ def test_gains_of_the_layers() -> None:
 
 def test_a_continuous_network_has_one_log_std_for_all_states() -> None:
     head = policy_head(Box(-1.0, 1.0, (2,)))
-    network = actor_critic(SPACES["box"], head, config(initial_log_std=-0.5))
+    network = compiled(actor_critic(SPACES["box"], head, config(initial_log_std=-0.5)))
     params = network.init(KEY, jnp.zeros(3))
     (mean, log_std), value = network.apply(params, draw(SPACES["box"], (4, 6)))
     assert (mean.shape, log_std.shape, value.shape) == ((4, 6, 2), (4, 6, 2), (4, 6))
@@ -250,7 +258,9 @@ def test_initial_log_std_can_be_swept() -> None:
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 def test_a_cnn_takes_the_images_of_minatar(batch: tuple[int, ...]) -> None:
     space = Box(0, 1, (10, 10, 4), np.bool_)
-    network = actor_critic(space, policy_head(Discrete(6)), config(architecture="cnn", activation="relu"))
+    network = compiled(
+        actor_critic(space, policy_head(Discrete(6)), config(architecture="cnn", activation="relu"))
+    )
     image = jnp.zeros((*batch, 10, 10, 4), bool)
     logits, value = network.apply(network.init(KEY, jnp.zeros((10, 10, 4), bool)), image)
     assert (logits.shape, value.shape) == ((*batch, 6), batch)
@@ -400,10 +410,10 @@ def nnx_network(rngs: Any) -> Any:
     "make", [lambda: from_linen(Linen()), lambda: from_nnx(nnx_network)], ids=["linen", "nnx"]
 )
 def test_a_users_own_network(make: Any) -> None:
-    network = make()
+    network = compiled(make())
     params = network.init(KEY, jnp.zeros(4))
-    obs = jax.random.normal(KEY, (2, 3, 4))
-    logits, value = jax.jit(network.apply)(params, obs)
+    obs = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+    logits, value = network.apply(params, obs)
     assert (logits.shape, value.shape) == ((2, 3, 2), (2, 3))
     alone = network.apply(params, obs[1, 2])
     np.testing.assert_allclose(alone[0], logits[1, 2], rtol=1e-5, atol=1e-6)
@@ -429,7 +439,7 @@ def test_ppo_takes_a_users_own_network(make: Any) -> None:
     env = wrappers.map_observation(probe, lambda x: jnp.tile(x, 4), Box(-1.0, 1.0, (4,)))
     small = config(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=2)
     algorithm = ppo.make(env, small, network=make())
-    state = algorithm.init(KEY)
+    state = jax.jit(algorithm.init)(KEY)
     after, metrics = jax.jit(algorithm.step)(KEY, state)
     assert np.isfinite(metrics.policy_loss.value)
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), state.params, after.params)
