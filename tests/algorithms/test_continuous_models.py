@@ -116,8 +116,8 @@ def test_critics_are_independent() -> None:
     one, two = critic.apply(params, obs, action)
     assert (one != two).all()
     gradients = jax.grad(lambda params: critic.apply(params, obs, action)[0].sum())(params)
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(gradients[0]))
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients[1]))
+    assert all((leaf[0] != 0).any() for leaf in jax.tree.leaves(gradients))
+    assert all((leaf[1] == 0).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_actions_and_deviations_stay_within_bounds() -> None:
@@ -138,8 +138,8 @@ def test_a_policy_starts_in_the_middle_and_values_small() -> None:
     assert 0 < np.abs(log_std).max() < 0.05
     critic = compiled(models.ensemble(models.critic(VECTOR, 2, config()), 2))
     params = critic.init(KEY, obs[0], np.zeros(2, np.float32))
-    for one in params:
-        singular = np.linalg.svd(np.asarray(one["value"]["kernel"]), compute_uv=False)
+    for kernel in np.asarray(params["value"]["kernel"]):
+        singular = np.linalg.svd(kernel, compute_uv=False)
         np.testing.assert_allclose(singular, 1.0, rtol=1e-4)
     kernel = np.asarray(params["_Torso_0"]["MLP_0"]["Dense_0"]["kernel"])[1]
     np.testing.assert_allclose(np.linalg.svd(kernel, compute_uv=False), 2**0.5, rtol=1e-4)
