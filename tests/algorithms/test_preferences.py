@@ -1,5 +1,6 @@
 """reward_model, dpo and kto: their losses by hand, what must not matter, and that they learn."""
 
+import functools
 from typing import Any
 
 import jax
@@ -30,23 +31,39 @@ def config_of(name: str, **fields: Any) -> Any:
     return algorithms.get(name).Config(**small | fields)
 
 
+@functools.cache
+def model_of(architecture: str = "llama") -> Any:
+    """The model of the algorithms here with its functions compiled, shared by the tests."""
+    model = language_model(VOCABULARY, tuning(architecture=architecture), LENGTH)
+    return model._replace(forward=jax.jit(model.forward), logits=jax.jit(model.logits))
+
+
 def stepper(name: str, task: Task, config: Any) -> Any:
     """(frozen, state) -> one step of it, compiled once for any data of these shapes."""
     make = algorithms.get(name).make
     return jax.jit(lambda frozen, state: make(task, config, None, frozen).step(jax.random.key(1), state))
 
 
-def moved(name: str, task: Task, config: Any) -> Any:
+@functools.cache
+def moved(name: str, completions: int = 2) -> Any:
     """A State whose model is not the one at the start."""
-    state = algorithms.get(name).make(task, config).init(jax.random.key(0))
+    task = started_task(completions)
+    scored = {"normalization": "none", "loss": "choice"} if name == "reward_model" else {}
+    make, config = algorithms.get(name).make, config_of(name, **scored)
+
+    @jax.jit
+    def begun(key: Any, model_key: Any) -> Any:
+        return make(task, config).init(key), model_of().init(model_key)
+
+    state, params = begun(jax.random.key(0), jax.random.key(3))
     if name == "reward_model":
-        return state.replace(gain=jnp.float32(1.7), bias=jnp.float32(-0.3))
-    model = language_model(VOCABULARY, tuning(architecture=config.architecture), LENGTH)
-    return state.replace(params=model.init(jax.random.key(3)))
+        return state.replace(gain=np.float32(1.7), bias=np.float32(-0.3))
+    return state.replace(params=params)
 
 
 def batch_of(task: Task, state: Any, size: int) -> Preferences:
-    return jax.tree.map(np.asarray, data.batch(state.order, state.iteration, task.learn, size))
+    rows = np.asarray(data.batch_indices(state.order, int(state.iteration), len(task.learn.weight), size))
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], task.learn)
 
 
 def hidden_by_hand(model: Any, params: Any, rows: Preferences) -> tuple[np.ndarray, Any]:
@@ -62,14 +79,14 @@ def hidden_by_hand(model: Any, params: Any, rows: Preferences) -> tuple[np.ndarr
             tokens.append(told + [5] * (width - len(told)))
     ends = np.array([end for _, end in places])
     segments = (np.arange(width)[None] < ends[:, None]).astype(np.int32)
-    forward = jax.jit(model.forward)(params, jnp.asarray(tokens, jnp.int32), jnp.asarray(segments))
+    forward = model.forward(params, np.asarray(tokens, np.int32), segments)
     return np.asarray(forward), (np.asarray(tokens), places)
 
 
 def nats_by_hand(model: Any, params: Any, rows: Preferences) -> tuple[np.ndarray, np.ndarray]:
     """Sums and means of the log-probabilities of completions, (B, K), in float64."""
     hidden, (tokens, places) = hidden_by_hand(model, params, rows)
-    logits = np.asarray(model.logits(params, jnp.asarray(hidden)), np.float64)
+    logits = np.asarray(model.logits(params, hidden), np.float64)
     log_prob = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     found = [
         [log_prob[row, column - 1, tokens[row, column]] for column in range(*place)]
@@ -99,6 +116,7 @@ def assert_same_step(one: Any, other: Any, rtol: float = 1e-4) -> None:
         np.testing.assert_allclose(first, second, rtol=rtol, atol=1e-6)
 
 
+DPO_FIELDS = {"beta": 0.3, "label_smoothing": 0.2, "margin": 0.4, "odds_weight": 0.7}
 DPO_LOSSES = {
     "sigmoid": lambda total, mean, w: 0.8 * softplus(-0.3 * total) + 0.2 * softplus(0.3 * total),
     "hinge": lambda total, mean, w: np.maximum(0, 1 - 0.3 * total),
@@ -109,11 +127,9 @@ DPO_LOSSES = {
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "simpo", "orpo"])
 def test_dpo_is_its_formula_of_whole_log_probabilities(loss: str) -> None:
     task = started_task()
-    fields = {"loss": loss, "beta": 0.3, "label_smoothing": 0.2, "margin": 0.4, "odds_weight": 0.7}
-    config = config_of("dpo", num_micro=1, **fields)
-    state = moved("dpo", task, config)
+    config = config_of("dpo", **DPO_FIELDS, loss=loss)
+    state, model = moved("dpo"), model_of()
     rows = batch_of(task, state, config.batch_size)
-    model = language_model(VOCABULARY, tuning(), LENGTH)
     total, mean = nats_by_hand(model, state.params, rows)
     start, mean_start = nats_by_hand(model, task.params, rows)
     if loss in DPO_LOSSES:
@@ -125,8 +141,7 @@ def test_dpo_is_its_formula_of_whole_log_probabilities(loss: str) -> None:
     else:
         odds = mean - np.log1p(-np.exp(mean))
         each, reward = -mean[:, 0] + 0.7 * softplus(odds[:, 1] - odds[:, 0]), 0.3 * mean
-    found = [stepper("dpo", task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2)]
-    metrics = found[0][1]
+    _, metrics = stepper("dpo", task, config)(task.frozen, state)
     np.testing.assert_allclose(metrics.loss.value, (rows.weight * each).sum() / rows.weight.sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics.reward_chosen.value, reward[:, 0].mean(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
@@ -135,17 +150,15 @@ def test_dpo_is_its_formula_of_whole_log_probabilities(loss: str) -> None:
     np.testing.assert_allclose(metrics.log_prob_rejected.value, total[:, 1].mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics.accuracy.value, (reward[:, 0] > reward[:, 1]).mean())
     assert float(metrics.gradient_norm.value) > 0
-    assert_same_step(*found)
 
 
 @pytest.mark.parametrize("completions", [2, 3])
 def test_kto_is_its_formula_of_whole_log_probabilities(completions: int) -> None:
     task = started_task(completions)
     weights = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
-    config = config_of("kto", num_micro=1, beta=0.3, **weights)
-    state = moved("kto", task, config)
+    config = config_of("kto", beta=0.3, **weights)
+    state, model = moved("kto", completions), model_of()
     rows = batch_of(task, state, config.batch_size)
-    model = language_model(VOCABULARY, tuning(), LENGTH)
     ratio = lambda rows: (
         nats_by_hand(model, state.params, rows)[0] - nats_by_hand(model, task.params, rows)[0]
     )
@@ -156,19 +169,44 @@ def test_kto_is_its_formula_of_whole_log_probabilities(completions: int) -> None
     sigma = lambda x: 1 / (1 + np.exp(-x))
     each = 0.7 * (1 - sigma(0.3 * (z - r)))
     each[:, 0] = 1.5 * (1 - sigma(0.3 * (r[:, 0] - z)))
-    found = [stepper("kto", task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2)]
-    metrics = found[0][1]
+    _, metrics = stepper("kto", task, config)(task.frozen, state)
     np.testing.assert_allclose(metrics.kl.value, z, rtol=1e-4, atol=1e-5)
     expected = (rows.weight[:, None] * each).sum() / rows.weight.sum() / completions
     np.testing.assert_allclose(metrics.loss.value, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics.reward_rejected.value, 0.3 * r[:, 1:].mean(), rtol=1e-4, atol=1e-5)
-    assert_same_step(*found)
+
+
+def in_parts() -> list[Any]:
+    """What is learnt in one part and in two: one Config of each algorithm, and the others as slow tests."""
+    quick = [("dpo", 2, {"loss": "sigmoid"}), ("kto", 3, {})]
+    quick += [("reward_model", 3, {"loss": "choice", "margin": "data", "centring": 0.5})]
+    slow = [("dpo", 2, {"loss": loss}) for loss in ("hinge", "ipo", "simpo", "orpo")] + [("kto", 2, {})]
+    slow += [("reward_model", completions, fields) for completions, fields in REWARD_MODELS]
+    return [*quick, *(pytest.param(*each, marks=pytest.mark.slow) for each in slow)]
+
+
+# (completions, fields)
+REWARD_MODELS: list[tuple[int, dict[str, Any]]] = [
+    (2, {"margin": "data"}),
+    (2, {"centring": 0.5}),
+    (3, {"loss": "choice", "centring": 0.5}),
+    (3, {"loss": "choice", "margin": "data"}),
+]
+
+
+@pytest.mark.parametrize(("name", "completions", "fields"), in_parts())
+def test_parts_of_a_batch_make_one_step(name: str, completions: int, fields: dict[str, Any]) -> None:
+    more = {"dpo": DPO_FIELDS, "kto": {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}}
+    task, state = started_task(completions), moved(name, completions)
+    config = config_of(name, **more.get(name, {"normalization": "none"}), **fields)
+    assert_same_step(
+        *(stepper(name, task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2))
+    )
 
 
 def test_the_reference_point_of_kto_is_never_below_nought_and_not_differentiated() -> None:
     task = started_task()
-    config = config_of("kto")
-    state = moved("kto", task, config)
+    config, state = config_of("kto"), moved("kto")
     # started from what the State has, and moved to what the task started from: the sign of every ratio turns
     other = task.frozen | {"params": state.params}
     step = stepper("kto", task, config)
@@ -177,58 +215,43 @@ def test_the_reference_point_of_kto_is_never_below_nought_and_not_differentiated
     assert max(float(one.kl.value), float(two.kl.value)) > 0.0
 
 
-@pytest.mark.parametrize(
-    ("completions", "fields"),
-    [
-        (2, {"margin": "data"}),
-        (2, {"centring": 0.5}),
-        (3, {"loss": "choice", "centring": 0.5}),
-        (3, {"loss": "choice", "margin": "data"}),
-    ],
-)
+@pytest.mark.parametrize(("completions", "fields"), REWARD_MODELS)
 def test_a_reward_model_is_its_formula_of_the_last_hidden_state(completions: int, fields: Any) -> None:
-    task = preferences_task(completions)
-    config = config_of("reward_model", num_micro=1, **fields)
-    state = moved("reward_model", task, config)
+    task = started_task(completions)
+    config = config_of("reward_model", normalization="none", **fields)
+    state, model = moved("reward_model", completions), model_of()
     rows = batch_of(task, state, config.batch_size)
-    model = language_model(VOCABULARY, tuning(), LENGTH)
     r = 1.7 * scores_by_hand(model, state.params, rows) - 0.3
     if completions == 2:
         each = softplus(r[:, 1] - r[:, 0] + (rows.margin if "margin" in fields else 0))
     else:
-        margin = rows.margin if "margin" in fields else jnp.zeros(len(r))
+        margin = rows.margin if "margin" in fields else np.zeros(len(r))
         each = np.log(np.exp(r[:, 0]) + np.exp(r[:, 1:] + margin[:, None]).sum(1)) - r[:, 0]
     each = each + fields.get("centring", 0) * r.sum(1) ** 2
-    found = [
-        stepper("reward_model", task, config.replace(num_micro=parts))(task.frozen, state) for parts in (1, 2)
-    ]
-    metrics = found[0][1]
+    _, metrics = stepper("reward_model", task, config)(task.frozen, state)
     np.testing.assert_allclose(metrics.loss.value, (rows.weight * each).sum() / rows.weight.sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics.score.value, r.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics.centre.value, (r.sum(1) ** 2).mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics.margin.value, (r[:, 0] - r[:, 1:].max(1)).mean(), rtol=1e-3)
     np.testing.assert_allclose(metrics.accuracy.value, (r[:, 0] > r[:, 1:].max(1)).mean())
-    assert_same_step(*found)
 
 
 @pytest.mark.parametrize(("name", "fields"), [("reward_model", {"centring": 0.1}), ("dpo", {}), ("kto", {})])
 def test_what_must_not_matter_changes_nothing(name: str, fields: Any) -> None:
     """A judgement of weight 0, all weights times a number, what stands where there is no token."""
     task = started_task()
-    config = config_of(name, batch_size=4, **fields)
-    state = moved(name, task, config)
+    config, state = config_of(name, batch_size=4, **fields), moved(name)
     step = stepper(name, task, config)
-    learn: Preferences = task.learn
+    learn: Preferences = jax.device_get(task.learn)
     number = int(data.batch_indices(state.order, 0, learn.tokens.shape[0], 4)[1])
-    weight = learn.weight.at[number].set(0.0)
+    weight, other = learn.weight.copy(), learn.completion.copy()
+    weight[number], other[number] = 0.0, [[3, 4, 0, -1, -1], [1, 1, 1, 1, 0]]
     some = learn._replace(weight=weight)
     before = step(task.frozen | {"learn": some}, state)
     changed = {
-        "another completion": some._replace(
-            completion=some.completion.at[number].set(jnp.array([[3, 4, 0, -1, -1], [1, 1, 1, 1, 0]]))
-        ),
+        "another completion": some._replace(completion=other),
         "twice the weights": some._replace(weight=2 * weight),
-        "padding of prompts": some._replace(tokens=jnp.where(some.valid, some.tokens, 7)),
+        "padding of prompts": some._replace(tokens=np.where(some.valid, some.tokens, 7)),
     }
     for what, rows in changed.items():
         after = step(task.frozen | {"learn": rows}, state)
@@ -245,7 +268,7 @@ def test_what_must_not_matter_changes_nothing(name: str, fields: Any) -> None:
     assert float(nothing[1].loss.total) == 0.0
     assert float(nothing[1].gradient_norm.total) == 0.0
     # wider arrays are another program, for the same numbers; the padding, 0, is the stop token of this task
-    wide = some._replace(completion=jnp.pad(some.completion, [(0, 0), (0, 0), (0, 2)], constant_values=-1))
+    wide = some._replace(completion=np.pad(some.completion, [(0, 0), (0, 0), (0, 2)], constant_values=-1))
     if name != "reward_model":  # whose policy would write longer samples
         wider = task._replace(learn=wide)
         assert_same_step(before, stepper(name, wider, config)(task.frozen | {"learn": wide}, state))
@@ -254,7 +277,7 @@ def test_what_must_not_matter_changes_nothing(name: str, fields: Any) -> None:
 @pytest.mark.parametrize("loss", ["simpo", "orpo"])
 def test_the_policy_at_the_start_is_no_part_of_simpo_and_orpo(loss: str) -> None:
     task = started_task()
-    state = moved("dpo", task, config_of("dpo"))
+    state = moved("dpo")
     products = {}
     for name in ("sigmoid", loss):
         config = config_of("dpo", loss=name)
@@ -263,35 +286,41 @@ def test_the_policy_at_the_start_is_no_part_of_simpo_and_orpo(loss: str) -> None
         )
         products[name] = str(jax.make_jaxpr(make)(task.frozen, state)).count("dot_general")
     assert products[loss] < 0.85 * products["sigmoid"]
-    lost = task.frozen | {"params": jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), task.params)}
+    lost = task.frozen | {"params": jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), task.params)}
     _, metrics = stepper("dpo", task, config_of("dpo", loss=loss))(lost, state)
     assert np.isfinite(metrics.loss.value)
     bare = preferences_task()
-    assert dpo.make(bare, config_of("dpo", loss=loss)).init(jax.random.key(0)).iteration == 0
+    begun = jax.eval_shape(dpo.make(bare, config_of("dpo", loss=loss)).init, jax.random.key(0))
+    assert begun.iteration.shape == ()
 
 
 @pytest.mark.parametrize("train", ["all", "lora"])
 def test_dpo_and_kto_begin_with_ties(train: str) -> None:
     task = started_task()
     for name, loss in (("dpo", np.log(2)), ("kto", 0.5)):
-        config = config_of(name, train=train)
-        algorithm = algorithms.get(name).make(task, config)
-        state = algorithm.init(jax.random.key(0))
-        metrics = stepper(name, task, config)(task.frozen, state)[1]
+        make, config = algorithms.get(name).make, config_of(name, train=train)
+
+        @jax.jit
+        def begun(frozen: Any, make: Any = make, config: Any = config) -> Any:
+            """Metrics of the first step, and what is measured before it."""
+            algorithm = make(task, config, None, frozen)
+            state = algorithm.init(jax.random.key(0))
+            return algorithm.step(jax.random.key(1), state)[1], algorithm.measure(state, 100)
+
+        metrics, (correct, ones) = begun(task.frozen)
         np.testing.assert_allclose(metrics.loss.value, loss, rtol=1e-6)
         np.testing.assert_allclose(metrics.margin.value, 0, atol=1e-6)
-        correct, ones = jax.jit(lambda state, a=algorithm: a.measure(state, 100))(state)
         assert correct.shape == (20,)
         np.testing.assert_array_equal(ones, 1.0)
         np.testing.assert_array_equal(correct, 0.5)
 
 
 def test_a_tie_is_shared() -> None:
-    scores = jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [jnp.nan, 0.0]])
-    np.testing.assert_array_equal(judgements.right(scores), [1.0, 0.0, 0.5, 0.0])
-    np.testing.assert_allclose(
-        judgements.right(jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])), [1 / 3, 0.5, 0.0]
-    )
+    right = jax.jit(judgements.right)
+    scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [np.nan, 0.0]], np.float32)
+    np.testing.assert_array_equal(right(scores), [1.0, 0.0, 0.5, 0.0])
+    three = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], np.float32)
+    np.testing.assert_allclose(right(three), [1 / 3, 0.5, 0.0])
 
 
 @pytest.mark.parametrize(
@@ -326,24 +355,32 @@ def test_a_preference_that_can_be_told_is_learnt(name: str, fields: dict[str, An
 @pytest.mark.parametrize("architecture", ["llama", "t5", "gru"])
 def test_a_score_is_of_the_state_after_the_last_token(architecture: str) -> None:
     """With and without padding the same, whatever the architecture."""
-    task = preferences_task()
-    algorithm = reward_model.make(
-        task, config_of("reward_model", architecture=architecture, normalization="none")
-    )
-    params = algorithm.init(jax.random.key(0)).params
-    model = language_model(VOCABULARY, tuning(architecture=architecture), LENGTH)
-    pairs = judgements.flat(jax.tree.map(lambda x: x[:3], task.learn))
-    found = rewards.of_model("score", model, params | {"gain": 1.0, "bias": 0.0})
-    hide = lambda tokens, there: jnp.where(there, tokens, -1)
-    prompt, completion = hide(pairs.prompt, pairs.valid), hide(pairs.completion, pairs.mask)
-    batch = found.apply(found.params, prompt, completion, None)
-    for row in range(6):
-        mine = prompt[row // 2]
-        own = mine[mine >= 0], completion[row][completion[row] >= 0]
-        filled = jnp.append(own[1], 9)[None]
-        hidden = model.completion(params["model"], own[0][None], jnp.ones((1, len(own[0])), bool), filled)
-        score = hidden[0, -1] @ params["head"]["kernel"][:, 0] + params["head"]["bias"][0]
-        np.testing.assert_allclose(batch[row], score, rtol=2e-4, atol=2e-5)
+    task, model = preferences_task(), model_of(architecture)
+    config = config_of("reward_model", architecture=architecture, normalization="none")
+    params = jax.jit(reward_model.make(task, config).init)(jax.random.key(0)).params
+    pairs = jax.tree.map(np.asarray, jax.jit(judgements.flat)(task.learn))
+    prompt, completion = np.where(pairs.valid, pairs.prompt, -1), np.where(pairs.mask, pairs.completion, -1)
+
+    @jax.jit
+    def padded(params: Any) -> Any:
+        found = rewards.of_model("score", model, params | {"gain": 1.0, "bias": 0.0})
+        return found.apply(found.params, prompt, completion, None)
+
+    @jax.jit
+    def alone(params: Any, prompt: Any, completion: Any) -> Any:
+        """Scores of rows without padding, all prompts and all completions of the same length."""
+        filled = jnp.pad(completion, [(0, 0), (0, 1)], constant_values=9)
+        hidden = model.completion(params["model"], prompt, jnp.ones(prompt.shape, bool), filled)
+        return hidden[:, -1] @ params["head"]["kernel"][:, 0] + params["head"]["bias"][0]
+
+    scores = np.asarray(padded(params))
+    lengths = np.stack([np.repeat(pairs.valid.sum(1), 2), pairs.mask.sum(1)], axis=1)
+    for sizes in ((1, 4), (3, 2)):  # one program each
+        (rows,) = np.nonzero((lengths == sizes).all(1))
+        assert len(rows) > 1
+        mine = prompt[rows // 2, prompt.shape[1] - sizes[0] :]
+        expected = alone(params, mine, completion[rows, : sizes[1]])
+        np.testing.assert_allclose(scores[rows], expected, rtol=2e-4, atol=2e-5)
 
 
 def test_scores_are_normalised_on_what_the_policy_at_the_start_writes() -> None:
@@ -354,11 +391,11 @@ def test_scores_are_normalised_on_what_the_policy_at_the_start_writes() -> None:
     assert state.samples.completion.shape == (30, 5)
     ended = np.asarray((state.samples.completion == 0) & state.samples.mask).any(1)
     assert (ended | np.asarray(state.samples.mask).all(1)).all()
-    model = language_model(VOCABULARY, tuning(), LENGTH)
+    model, normalised = model_of(), jax.jit(functools.partial(rewards.normalised, model_of()))
     params = {"model": task.params, "head": state.params["head"], "gain": state.gain, "bias": state.bias}
-    scores = scored(model, params, state.samples)
+    scores = np.asarray(scored(model, params, state.samples))
     np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=1e-5)
-    again = rewards.normalised(model, params | {"gain": 7.0}, state.samples)
+    again = normalised(params | {"gain": np.float32(7)}, state.samples)
     np.testing.assert_allclose([again["gain"], again["bias"]], [state.gain, state.bias], rtol=1e-4, atol=1e-5)
     after = jax.jit(algorithm.step)(jax.random.key(1), state)[0]
     for one, other in zip(
@@ -367,22 +404,26 @@ def test_scores_are_normalised_on_what_the_policy_at_the_start_writes() -> None:
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
-    flat = params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
-    assert float(rewards.normalised(model, flat, state.samples)["gain"]) == 1.0
+    flat = params | {"head": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params["head"])}
+    flat |= {"gain": np.float32(7)}
+    assert float(normalised(flat, state.samples)["gain"]) == 1.0
 
 
-def scored(model: Any, params: Any, samples: data.Pairs, **options: Any) -> np.ndarray:
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("ensemble", "pessimism"))
+def scored(model: Any, params: Any, samples: data.Pairs, **options: Any) -> Any:
     reward = rewards.of_model("score", model, params, **options)
     prompt = jnp.where(samples.valid, samples.prompt, -1)
     completion = jnp.where(samples.mask, samples.completion, -1)
-    return np.asarray(jax.jit(reward.apply)(reward.params, prompt, completion, None))
+    return reward.apply(reward.params, prompt, completion, None)
 
 
 def test_an_ensemble_is_the_mean_the_least_or_less_than_the_mean() -> None:
     task = preferences_task()
     algorithm = reward_model.make(task, config_of("reward_model"))
-    states = jax.jit(jax.vmap(algorithm.init))(jax.random.split(jax.random.key(0), 3))
-    model = language_model(VOCABULARY, tuning(), LENGTH)
+    begun = jax.jit(lambda key: jax.vmap(algorithm.init)(jax.random.split(key, 3)))
+    states, model = begun(jax.random.key(0)), model_of()
+    states = states.replace(order=None)
+    states = jax.device_get(states)
     params = states.params | {"gain": states.gain, "bias": states.bias}
     samples = jax.tree.map(lambda x: x[0], states.samples)
     alone = np.stack([scored(model, jax.tree.map(lambda x, i=i: x[i], params), samples) for i in range(3)])
@@ -397,9 +438,14 @@ def test_an_ensemble_is_the_mean_the_least_or_less_than_the_mean() -> None:
 
 def test_a_reward_model_scores_inside_the_program_of_grpo() -> None:
     judged = started_task()
-    state = reward_model.make(judged, config_of("reward_model")).init(jax.random.key(0))
-    model = language_model(VOCABULARY, tuning(), LENGTH)
-    reward = rewards.of_model("liked", model, rewards.normalised(model, state.params, state.samples))
+    model = model_of()
+
+    @jax.jit
+    def fitted(key: Any) -> Any:
+        state = reward_model.make(judged, config_of("reward_model")).init(key)
+        return rewards.normalised(model, state.params, state.samples)
+
+    reward = rewards.of_model("liked", model, fitted(jax.random.key(0)))
     prompts = Prompts(judged.learn.tokens, judged.learn.valid)
     task = Task(
         *("ones", VOCABULARY, prompts, prompts, judged.params),
@@ -413,13 +459,19 @@ def test_a_reward_model_scores_inside_the_program_of_grpo() -> None:
         rollout = algorithm.split.sample(jax.random.split(jax.random.key(1))[0], state)
         return rollout, algorithm.step(jax.random.key(1), state)[1]
 
-    begun = grpo.make(task, config).init(jax.random.key(0))
-    rollout, metrics = jax.jit(step)(task.frozen, begun)
-    completion = jnp.where(rollout.mask, rollout.completion, -1)
-    prompt = jnp.where(rollout.valid, rollout.prompt, -1)
-    expected = reward.apply(reward.params, prompt, completion, None)
+    begun = jax.jit(grpo.make(task, config).init)(jax.random.key(0))
+    rollout, metrics = jax.device_get(jax.jit(step)(task.frozen, begun))
+    completion = np.where(rollout.mask, rollout.completion, -1)
+    prompt = np.where(rollout.valid, rollout.prompt, -1)
+
+    @jax.jit
+    def alone(params: Any) -> Any:
+        """Scores, and the gradient of their sum."""
+        score = lambda params: reward.apply(params, prompt, completion, None)
+        return score(params), jax.grad(lambda params: score(params).sum())(params)
+
+    expected, gradient = alone(reward.params)
     np.testing.assert_allclose(metrics.rewards["liked"].value, expected.mean(), rtol=1e-4, atol=1e-5)
-    gradient = jax.grad(lambda params: reward.apply(params, prompt, completion, None).sum())(reward.params)
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradient))
     closed = jax.make_jaxpr(step)(task.frozen, begun)
     assert sum(np.asarray(constant).nbytes for constant in closed.consts) < 10_000
@@ -430,11 +482,20 @@ def tampered(**fields: Any) -> Task:
     return task._replace(learn=task.learn._replace(**fields))
 
 
-ROWS: Preferences = preferences_task().learn
-NAN = ROWS.weight.at[3].set(jnp.nan)
-EMPTY = ROWS.completion.at[4, 1].set(-1)
-GAP = ROWS.completion.at[2, 0].set(jnp.array([1, -1, 2, 0, -1]))
-OUTSIDE = ROWS.completion.at[2, 0, 0].set(VOCABULARY)
+ROWS: Preferences = jax.device_get(preferences_task().learn)
+
+
+def changed(rows: Any, place: Any, value: Any) -> np.ndarray:
+    """A copy with another value at a place."""
+    rows = np.array(rows)
+    rows[place] = value
+    return rows
+
+
+NAN = changed(ROWS.weight, 3, np.nan)
+EMPTY = changed(ROWS.completion, (4, 1), -1)
+GAP = changed(ROWS.completion, (2, 0), [1, -1, 2, 0, -1])
+OUTSIDE = changed(ROWS.completion, (2, 0, 0), VOCABULARY)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +518,7 @@ OUTSIDE = ROWS.completion.at[2, 0, 0].set(VOCABULARY)
             {},
             "completion with tokens 0 to 11, for a vocabulary of",
         ),
-        ("dpo", lambda: tampered(valid=ROWS.valid.at[1].set(False)), {}, "empty prompt, row 1"),
+        ("dpo", lambda: tampered(valid=changed(ROWS.valid, 1, False)), {}, "empty prompt, row 1"),
         ("dpo", lambda: tampered(completion=ROWS.completion[:, :1]), {}, "with K of 2 or more"),
         ("dpo", preferences_task, {}, "beta = 0.1: needs the parameters of a policy"),
         ("kto", preferences_task, {}, "beta = 0.1: needs the parameters of a policy"),
@@ -477,8 +538,8 @@ def test_wrong_data_and_fields_are_one_line(name: str, task: Any, fields: Any, s
 
 
 def test_a_reward_model_that_cannot_judge_a_task_is_refused() -> None:
-    model = language_model(VOCABULARY, tuning(), LENGTH)
-    params = {"model": model.init(jax.random.key(0)), "head": {}}
+    model = model_of()
+    params = {"model": started_task().params, "head": {}}
     with pytest.raises(ValueError, match=r"reward x: params have no gain: rewards.normalised\(") as caught:
         rewards.of_model("x", model, params)
     assert "\n" not in str(caught.value)
@@ -492,8 +553,10 @@ def test_a_reward_model_that_cannot_judge_a_task_is_refused() -> None:
         with pytest.raises(ValueError, match=says):
             rewards.of_model("x", model, fitted, **options)
     with pytest.raises(ValueError, match="one first axis"):
-        rewards.of_model("x", model, params | {"gain": jnp.ones(2), "bias": jnp.ones(2)})
-    head = {"kernel": jnp.zeros((16, 1)), "bias": jnp.zeros(1)}
+        rewards.of_model(
+            "x", model, params | {"gain": np.ones(2, np.float32), "bias": np.ones(2, np.float32)}
+        )
+    head = {"kernel": np.zeros((16, 1), np.float32), "bias": np.zeros(1, np.float32)}
     prompts = Prompts(ROWS.tokens, ROWS.valid)
 
     def task(vocabulary: Any, size: int = VOCABULARY, tokenizer: Any = None) -> Task:
