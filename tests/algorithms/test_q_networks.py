@@ -10,6 +10,7 @@ import pytest
 from rljax import models
 from rljax.algorithms import c51, dqn, iqn
 from rljax.types import Box, Discrete, MultiDiscrete
+from tests.algorithms.networks import compiled
 
 KEY = jax.random.key(0)
 VECTOR = Box(-1.0, 1.0, (3,))
@@ -53,10 +54,12 @@ def head(params: Any, features: np.ndarray, kind: str, actions: int, outputs: in
 
 def perturbed(params: Any) -> Any:
     """Away from biases of 0 and scales of 1, which hide mistakes."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, moved)
+    rng = np.random.default_rng(7)
+    return jax.tree.map(lambda x: np.asarray(x) + 0.3 * rng.normal(size=x.shape).astype(x.dtype), params)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("normalization", ["none", "layer"])
@@ -64,8 +67,8 @@ def perturbed(params: Any) -> Any:
 @pytest.mark.parametrize("atoms", [None, 4])
 def test_a_q_network_is_its_formula(kind: str, normalization: str, atoms: int | None) -> None:
     settings = config(head=kind, hidden_normalization=normalization)
-    network = models.q_network(VECTOR, 2, settings, atoms)
-    obs = jax.random.normal(KEY, (6, 3))
+    network = compiled(models.q_network(VECTOR, 2, settings, atoms))
+    obs = normal(6, 3)
     params = perturbed(network.init(KEY, obs[0]))
     values = network.apply(params, obs)
     assert values.shape == ((6, 2) if atoms is None else (6, 2, 4))
@@ -78,17 +81,17 @@ def test_a_q_network_is_its_formula(kind: str, normalization: str, atoms: int | 
 @pytest.mark.parametrize("kind", ["dueling", "linear_dueling"])
 def test_a_dueling_head_has_the_values_mean_for_every_atom(kind: str) -> None:
     """The mean over actions is the value stream: a number added to all advantages changes nothing."""
-    network = models.q_network(VECTOR, 3, config(head=kind), 4)
-    obs = jax.random.normal(KEY, (6, 3))
+    network = compiled(models.q_network(VECTOR, 3, config(head=kind), 4))
+    obs = normal(6, 3)
     params = perturbed(network.init(KEY, obs[0]))
     before = network.apply(params, obs)
     bias = params["head"]["advantage"]["bias"]
-    params["head"]["advantage"]["bias"] = bias + jnp.tile(jnp.arange(4.0), 3)[:, None]
+    params["head"]["advantage"]["bias"] = bias + np.tile(np.arange(4.0, dtype=np.float32), 3)[:, None]
     np.testing.assert_allclose(network.apply(params, obs), before, atol=1e-5)
 
 
 def test_hidden_layers_are_where_the_head_wants_them() -> None:
-    init = lambda kind: models.q_network(VECTOR, 2, config(head=kind)).init(KEY, jnp.zeros(3))
+    init = lambda kind: jax.eval_shape(models.q_network(VECTOR, 2, config(head=kind)).init, KEY, np.zeros(3))
     layers = lambda params: {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)}
     assert sum("kernel" in name for name in layers(init("plain"))) == 3
     assert (
@@ -103,10 +106,10 @@ def test_any_leading_axes(space: Box, normalization: str) -> None:
     settings = config(
         architecture="cnn" if space is IMAGE else "mlp", head="dueling", hidden_normalization=normalization
     )
-    whole = jax.random.normal(KEY, (2, 3, *space.shape))
-    tau = jax.random.uniform(KEY, (2, 3, 7))
-    q = models.q_network(space, 4, settings)
-    implicit = models.implicit_quantile_network(space, 4, settings)
+    whole = normal(2, 3, *space.shape)
+    tau = np.random.default_rng(1).uniform(size=(2, 3, 7)).astype(np.float32)
+    q = compiled(models.q_network(space, 4, settings))
+    implicit = compiled(models.implicit_quantile_network(space, 4, settings))
     q_params, implicit_params = q.init(KEY, whole[0, 0]), implicit.init(KEY, whole[0, 0])
     values, quantiles = q.apply(q_params, whole), implicit.apply(implicit_params, whole, tau)
     assert (values.shape, quantiles.shape) == ((2, 3, 4), (2, 3, 4, 7))
@@ -119,8 +122,8 @@ def test_any_leading_axes(space: Box, normalization: str) -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_an_implicit_quantile_network_is_its_formula(kind: str) -> None:
-    network = models.implicit_quantile_network(VECTOR, 2, config(head=kind))
-    obs, tau = jax.random.normal(KEY, (3, 3)), np.array([[0.1, 0.9], [0.5, 0.5], [0.0, 1.0]])
+    network = compiled(models.implicit_quantile_network(VECTOR, 2, config(head=kind)))
+    obs, tau = normal(3, 3), np.array([[0.1, 0.9], [0.5, 0.5], [0.0, 1.0]])
     params = perturbed(network.init(KEY, obs[0]))
     quantiles = network.apply(params, obs, jnp.asarray(tau, jnp.float32))
     assert quantiles.shape == (3, 2, 2)
