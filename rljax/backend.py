@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 Layout = Literal["rows", "columns"]
 LAYOUTS: tuple[Layout, ...] = ("rows", "columns")
 FUSION_FLAG = "xla_cpu_experimental_ynn_fusion_type"
+EMITTERS = "xla_cpu_use_fusion_emitters"
 CACHE_BYTES = 2**30  # what one folder of compiled programs may hold
 MARK, HOUR = "tidied", 3600.0  # a file whose age tells when the folder was tidied last
 SETTLED = 60.0  # seconds after which another process has surely finished writing a file of the cache
@@ -76,6 +77,12 @@ def layout() -> Layout:
     return "columns" if wide() else "rows"
 
 
+@functools.cache
+def jaxlib_0_10() -> bool:
+    """Whether this is the jaxlib that Python 3.11 gets, 0.10; newer ones have other options."""
+    return version("jaxlib").startswith("0.10.")
+
+
 def fusions() -> str | None:
     """The fusions that YNNPACK may take over in XLA's CPU backend: None leaves XLA's own choice.
 
@@ -83,9 +90,16 @@ def fusions() -> str | None:
     YNNPACK gets single products there, which are right and as fast, or nothing on processors without
     registers of 512 bits, where XLA's own products are faster.
     """
-    if not version("jaxlib").startswith("0.10."):
+    if not jaxlib_0_10():
         return None
     return "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT" if wide() else ""
+
+
+def described() -> dict[str, str]:
+    """The choices of this file that decide the last bits of a run, and the processor that they are for."""
+    chosen = _set_fusions()
+    fused = "XLA's own" if chosen is None else chosen or "none"
+    return {"processor": processor().name, "layout": layout(), "fusions": fused}
 
 
 def prepare() -> None:
@@ -251,8 +265,9 @@ def compiler_options(device: Any, once: bool = False) -> dict[str, Any]:
 
     On a CPU with registers of 512 bits LLVM prefers half of them unless told otherwise: using them whole gave
     5 to 16 % more steps per second of DQN, TD3 and SAC. LLVM's level 1 gives programs as fast as level 3 and
-    compiles a fifth faster. Level 0 without XLA's fusion emitters compiles in a fifth of the time (the start
-    of DQN in 1.1 s, not 5.8) and runs two to five times as long, which pays for what runs once.
+    compiles a fifth faster. Level 0 without XLA's fusion emitters, which jaxlib 0.10 can leave out, compiles
+    in a fifth of the time (the start of DQN in 1.1 s, not 5.8) and runs two to five times as long, which pays
+    for what runs once.
     """
     if device.platform != "cpu":
         return {}
@@ -260,7 +275,8 @@ def compiler_options(device: Any, once: bool = False) -> dict[str, Any]:
     if (chosen := _set_fusions()) is not None:  # said again, as JAX may have started before rljax
         options[FUSION_FLAG] = chosen
     if once:
-        return options | {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+        plain = {EMITTERS: False} if jaxlib_0_10() else {}
+        return options | plain | {"xla_backend_optimization_level": 0}
     import jax
 
     if not jax.config.read("jax_disable_most_optimizations"):

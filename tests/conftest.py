@@ -9,11 +9,13 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 
 # Before JAX starts, and for subprocesses too.
-QUICK = "--xla_cpu_use_fusion_emitters=false"
+QUICK = "--xla_cpu_use_fusion_emitters=false"  # an option of jaxlib 0.10 alone
 WORKER = "PYTEST_XDIST_WORKER" in os.environ  # it inherits what its parent has set
-if not WORKER and "slow" not in sys.argv and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+ASKED = "slow" in sys.argv or "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
+if version("jaxlib").startswith("0.10.") and not WORKER and not ASKED:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 import rljax  # noqa: E402, F401, I001  (its settings come before JAX)

@@ -238,15 +238,11 @@ def test_an_update_of_an_odd_large_batch_is_what_it_is_without_fusions(name: str
     config = module.Config(**small | fields | {"total_steps": 10**6})
     algorithm = module.make(envs.make(world), config)
     device = jax.local_devices()[0]
-    plain = {
-        "xla_backend_optimization_level": 0,
-        "xla_cpu_use_fusion_emitters": False,
-        backend.FUSION_FLAG: "",
-    }
+    plain = backend.compiler_options(device, once=True) | {backend.FUSION_FLAG: ""}
     key = jax.random.key(0)
     start = jax.jit(algorithm.init).lower(key).compile(plain)(key)
     lowered = jax.jit(algorithm.step).lower(key, start)
-    users = backend.compiler_options(device) | {"xla_cpu_use_fusion_emitters": True}
+    users = backend.compiler_options(device) | ({backend.EMITTERS: True} if backend.jaxlib_0_10() else {})
     one, two = (lowered.compile(options)(key, start) for options in (users, plain))
     for (path, mine), theirs in zip(
         jax.tree_util.tree_leaves_with_path(one[0].params), jax.tree.leaves(two[0].params), strict=True

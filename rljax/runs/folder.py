@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rljax import backend
 from rljax.checks import RunError, show
 from rljax.runs.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, Task
@@ -67,6 +68,7 @@ def describe(
         "iterations": iterations,
         "versions": versions(),
         "device": device(),
+        "backend": backend.described(),
         "git": revision(),
     }
 
@@ -135,6 +137,13 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         if old["config"][name] != value:
             return f"{name} is {show(old['config'][name])} there and {show(value)} here"
     return changed(old, new.get("frozen", {}))
+
+
+def moved(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """What of the backend is not as it was, so that a resumed run differs in its last bits, or None."""
+    there, here = old.get("backend", {}), new["backend"]
+    names = [name for name in here if there.get(name) != here[name]]
+    return ", ".join(f"{name} {there.get(name)} there and {here[name]} here" for name in names) or None
 
 
 def changed(old: dict[str, Any], sums: dict[str, str]) -> str | None:

@@ -303,11 +303,14 @@ def _previous(
         return None
     restored = None
     if _free(run, resume):
-        if wrong := folder.difference(folder.read(run), description):
+        told = folder.read(run)
+        if wrong := folder.difference(told, description):
             raise ValueError(
                 f"--resume cannot continue {run}: {wrong}; "
                 f"give the same, or start anew from it with --init {run}"
             )
+        if other := folder.moved(told, description):
+            bar.say(f"other rounding than until now: {other}")
         newest = checkpoint.latest(run / folder.CHECKPOINTS, bar.say)
         restored = checkpoint.restore(newest) if newest else None
     if resume:

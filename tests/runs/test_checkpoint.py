@@ -1,5 +1,6 @@
 """Checkpoints: a run that was cut off goes on bit for bit, from the newest checkpoint that is whole."""
 
+import json
 import os
 import shutil
 import signal
@@ -220,6 +221,18 @@ def test_resume_without_a_whole_checkpoint_starts_over(
 def test_resume_where_there_is_no_run_starts_one(quick: Quick, whole: Result, tmp_path: Path) -> None:
     resumed = quick(tmp_path / "new" / "run", resume=True)
     assert resumed.summary["state_sha256"] == whole.summary["state_sha256"]
+
+
+def test_resume_on_another_kind_of_processor_says_so(
+    quick: Quick, whole: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole.folder, run)
+    told = strict((run / "config.json").read_text())
+    told["backend"]["layout"] = "diagonals"
+    (run / "config.json").write_text(json.dumps(told))
+    quick(run, resume=True, checkpoint_every=2, log_every=2, keep=100, progress=True)
+    assert "other rounding than until now: layout diagonals there" in capsys.readouterr().err
 
 
 def test_resume_of_a_finished_run_changes_no_result(quick: Quick, whole: Result, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_config_json(whole: Result) -> None:
         "iterations",
         "versions",
         "device",
+        "backend",
         "git",
     ]
     assert (told["algorithm"], told["env"], told["env_arguments"]) == ("ppo", "Walk", {})
