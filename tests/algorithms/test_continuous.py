@@ -152,13 +152,18 @@ def test_the_target_of_discrete_sac_by_hand() -> None:
 
 
 @functools.cache
+def programs(module: Any, **fields: Any) -> tuple[Any, Any]:
+    """The initial state on a small Config, and the compiled step."""
+    config = module.Config(hidden_sizes=(8,), **{**SMALL, **fields})
+    algorithm = module.make(envs.make(environment(module)), config)
+    return jit(algorithm.init)(jax.random.key(0)), jit(algorithm.step)
+
+
+@functools.cache
 def run(module: Any, iterations: int = 1, **fields: Any) -> tuple[Any, Any, Any]:
     """(initial state, state after some iterations, metrics of the last) on a small Config."""
-    env = envs.make(environment(module))
-    config = module.Config(hidden_sizes=(8,), **{**SMALL, **fields})
-    algorithm = module.make(env, config)
-    first = jit(algorithm.init)(jax.random.key(0))
-    state, metrics, step = first, None, jit(algorithm.step)
+    first, step = programs(module, **fields)
+    state, metrics = first, None
     for i in range(iterations):
         state, metrics = step(jax.random.key(i + 1), state)
     return first, state, metrics
@@ -185,14 +190,15 @@ def test_the_target_networks_follow_at_their_rate(module: ModuleType) -> None:
 
 def test_td3_delays_the_policy_and_the_targets() -> None:
     """Of 4 updates of the critics with a delay of 3 only the third moves actor and targets."""
-    for updates, improved in ((1, 0), (2, 0), (3, 1), (4, 1)):
-        first, state, metrics = run(td3, num_steps=updates, policy_delay=3)
+    cases = ((1, 1, 0, 0), (2, 1, 0, 0), (3, 1, 1, 1), (4, 1, 1, 0), (1, 4, 1, 1))
+    for iterations, num_steps, improved, improved_last in cases:
+        first, state, metrics = run(td3, iterations, num_steps=num_steps, policy_delay=3)
         assert not same(state.params.critic, first.params.critic)
         assert same(state.params.actor, first.params.actor) == (not improved)
         assert same(state.target_params, first.target_params) == (not improved)
         assert int(state.opt_state.actor.count) == improved
-        assert int(state.opt_state.critic.count) == updates
-        assert int(metrics.actor_loss.count) == improved
+        assert int(state.opt_state.critic.count) == iterations * num_steps
+        assert int(metrics.actor_loss.count) == improved_last
 
 
 def test_td3_counts_updates_across_iterations() -> None:

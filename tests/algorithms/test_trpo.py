@@ -15,7 +15,7 @@ from rljax.envs import vector
 from rljax.math import returns
 from rljax.types import Box, Discrete, Env, MultiDiscrete, Network
 
-FAST_COMPILATION = {"xla_backend_optimization_level": 0}
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden_sizes": (8,)}
 
 
@@ -102,7 +102,7 @@ def updates(env: Env, config: Any, number: int, network: Network | None = None, 
     """Many of them, stacked."""
     algorithm, _, step = setup(env, config, network)
 
-    @functools.partial(jax.jit, compiler_options=FAST_COMPILATION)
+    @jit
     def run(key: Any) -> Update:
         init_key, run_key = jax.random.split(key)
 
@@ -177,9 +177,7 @@ def test_a_refused_step_leaves_the_policy_bit_for_bit() -> None:
 def test_nan_in_the_data_is_seen_and_does_not_reach_the_policy() -> None:
     config = trpo.Config(**SMALL)
     algorithm, _, step = setup(envs.make("NanReward-probe", at=10), config)
-    seen = jax.jit(step, compiler_options=FAST_COMPILATION)(
-        jax.random.key(1), algorithm.init(jax.random.key(0))
-    )
+    seen = jit(step)(jax.random.key(1), jit(algorithm.init)(jax.random.key(0)))
     for name in ("gradient_norm", "value_loss", "surrogate_improvement"):
         assert np.isnan(getattr(seen.metrics, name).total), name
     assert seen.metrics.accepted.total == 0
@@ -206,14 +204,11 @@ def test_the_step_is_the_one_of_the_explicit_fisher_matrix(env: str, fields: dic
     world = bandit(np.arange(6.0).reshape(2, 3)) if env == "bandit" else envs.make(env)
     algorithm, network, step = setup(world, config)
     distribution = models.policy_head(world.action_space, config.action_distribution).distribution
-    state = algorithm.init(jax.random.key(3))
+    state = jit(algorithm.init)(jax.random.key(3))
     # A policy that is not almost uniform, with all parameters away from zero.
-    state = state.replace(
-        params=jax.tree.map(
-            lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), state.params
-        )
-    )
-    seen = jax.jit(step, compiler_options=FAST_COMPILATION)(jax.random.key(4), state)
+    noise = lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32)
+    state = state.replace(params=jax.tree.map(lambda x: np.asarray(x) + 0.3 * noise(x), state.params))
+    seen = jit(step)(jax.random.key(4), state)
     assert seen.metrics.accepted.total == 1
     flat, unravel = ravel_pytree(seen.before.params)
     kept = slice(None, None, config.fisher_stride)
@@ -227,8 +222,8 @@ def test_the_step_is_the_one_of_the_explicit_fisher_matrix(env: str, fields: dic
         score = distribution.log_prob(new, seen.action) * seen.advantage  # ∇ρ = ∇log π at the old policy
         return score.mean() + config.entropy_coefficient * distribution.entropy(new).mean()
 
-    matrix = np.asarray(jax.hessian(kl)(flat), np.float64) + config.damping * np.eye(flat.size)
-    gradient = np.asarray(jax.grad(objective)(flat), np.float64)
+    matrix = np.asarray(jit(jax.hessian(kl))(flat), np.float64) + config.damping * np.eye(flat.size)
+    gradient = np.asarray(jit(jax.grad(objective))(flat), np.float64)
     direction = np.linalg.solve(matrix, gradient)
     tried = int(seen.metrics.line_search_steps.total)
     length = np.sqrt(2 * config.max_kl / (direction @ matrix @ direction))
@@ -258,9 +253,7 @@ def test_the_natural_gradient_of_a_bandit_is_its_closed_form() -> None:
         advantage_normalization="none",
     )
     algorithm, _, step = setup(bandit(rewards), config, rule(logits))
-    seen = jax.jit(step, compiler_options=FAST_COMPILATION)(
-        jax.random.key(0), algorithm.init(jax.random.key(0))
-    )
+    seen = jit(step)(jax.random.key(0), jit(algorithm.init)(jax.random.key(0)))
     p = np.exp(logits) / np.exp(logits).sum()
     frequency = np.bincount(np.asarray(seen.action).reshape(-1), minlength=4) / 256
     natural = frequency * rewards / p
