@@ -1,6 +1,7 @@
 """T5: what its functions promise each other, its buckets in exact arithmetic, and torch as the oracle."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +26,36 @@ configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 def jittered(params: PyTree, seed: int = 7) -> PyTree:
     """Parameters away from their start: norms that are not 1, position biases that matter."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten(
-        [p + 0.2 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
-    )
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: np.asarray(p) + 0.2 * draw.normal(size=p.shape).astype(p.dtype), params)
 
 
 def compiled(model: LanguageModel) -> LanguageModel:
     """The same, each function one program."""
     return model._replace(
         init=jax.jit(model.init),
+        logits=jax.jit(model.logits),
         prefill=jax.jit(model.prefill, static_argnums=3),
         decode=jax.jit(model.decode),
         completion=jax.jit(model.completion),
+        fork=jax.jit(model.fork, static_argnums=1),
     )
 
 
+@cache
 def made(config: Seq2SeqConfig) -> tuple[LanguageModel, PyTree]:
+    """A model and its parameters, compiled once for all tests."""
     model = compiled(seq2seq(config))
     return model, jittered(model.init(jax.random.key(0)))
 
 
-def prompts(lengths: tuple[int, ...] = (9, 4, 1), columns: int = 9) -> tuple[jax.Array, jax.Array]:
-    tokens = jax.random.randint(jax.random.key(1), (len(lengths), columns), 0, 37)
-    return tokens, jnp.arange(columns)[None] >= columns - jnp.array(lengths)[:, None]
+def prompts(lengths: tuple[int, ...] = (9, 4, 1), columns: int = 9) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(1).integers(0, 37, (len(lengths), columns)).astype(np.int32)
+    return tokens, np.arange(columns)[None] >= columns - np.array(lengths)[:, None]
 
 
-COMPLETION = jax.random.randint(jax.random.key(2), (3, 15), 0, 37)  # longer than max_distance
+# longer than max_distance
+COMPLETION = np.random.default_rng(2).integers(0, 37, (3, 15)).astype(np.int32)
 
 
 def decoded(model: LanguageModel, params: PyTree, prompt: jax.Array, valid: jax.Array) -> jax.Array:
@@ -80,9 +83,11 @@ def test_the_state_before_a_token_does_not_know_it(config: Seq2SeqConfig) -> Non
     model, params = made(config)
     prompt, valid = prompts()
     one = model.completion(params, prompt, valid, COMPLETION)
-    other = model.completion(params, prompt, valid, COMPLETION.at[:, 6].add(1) % 37)
+    changed = COMPLETION.copy()
+    changed[:, 6] = (changed[:, 6] + 1) % 37
+    one, other = np.asarray(one), np.asarray(model.completion(params, prompt, valid, changed))
     np.testing.assert_array_equal(one[:, :7], other[:, :7])
-    assert jnp.all(jnp.abs(one - other)[:, 7:].max(axis=-1) > 1e-4)
+    assert np.all(np.abs(one - other)[:, 7:].max(axis=-1) > 1e-4)
 
 
 @configs
@@ -90,16 +95,16 @@ def test_padding_changes_nothing_on_either_side(config: Seq2SeqConfig) -> None:
     model, params = made(config)
     prompt, valid = prompts()
     expected = model.completion(params, prompt, valid, COMPLETION)
-    wider = jnp.pad(prompt, [(0, 0), (5, 0)], constant_values=3), jnp.pad(valid, [(0, 0), (5, 0)])
-    rolled = lambda x: jnp.stack(
-        [jnp.roll(row, count, axis=0) for row, count in zip(x, (0, 4, 1), strict=True)]
+    wider = np.pad(prompt, [(0, 0), (5, 0)], constant_values=3), np.pad(valid, [(0, 0), (5, 0)])
+    rolled = lambda x: np.stack(
+        [np.roll(row, count, axis=0) for row, count in zip(x, (0, 4, 1), strict=True)]
     )
-    right = rolled(prompt), jnp.arange(9)[None] < jnp.array([9, 4, 1])[:, None]
+    right = rolled(prompt), np.arange(9)[None] < np.array([9, 4, 1])[:, None]
     for tokens, here in (wider, right):
         np.testing.assert_allclose(model.completion(params, tokens, here, COMPLETION), expected, atol=2e-5)
     alone = model.completion(params, prompt[1:2, 5:], valid[1:2, 5:], COMPLETION[1:2])
     np.testing.assert_allclose(alone[0], expected[1], atol=2e-5)
-    junk = jnp.where(valid, prompt, 36 - prompt)
+    junk = np.where(valid, prompt, 36 - prompt)
     np.testing.assert_array_equal(model.completion(params, junk, valid, COMPLETION), expected)
 
 
@@ -107,27 +112,30 @@ def test_padding_changes_nothing_on_either_side(config: Seq2SeqConfig) -> None:
 def test_a_forked_cache_is_that_of_repeated_prompts(config: Seq2SeqConfig) -> None:
     model, params = made(config)
     prompt, valid = prompts()
-    repeat = lambda x: jnp.repeat(x, 2, axis=0)
+    repeat = lambda x: np.repeat(x, 2, axis=0)
     _, cache = model.prefill(params, prompt, valid, 12)
     _, expected = model.prefill(params, repeat(prompt), repeat(valid), 12)
     forked = model.fork(cache, 2)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), forked, expected)
-    token = jnp.arange(6)
+    token = np.arange(6, dtype=np.int32)
     hidden, after = model.decode(params, token, forked)
     np.testing.assert_allclose(hidden, model.decode(params, token, expected)[0], atol=1e-5)
-    assert jnp.abs(hidden[0] - hidden[1]).max() > 1e-3  # two tokens after the same prompt
+    hidden = np.asarray(hidden)
+    assert np.abs(hidden[0] - hidden[1]).max() > 1e-3  # two tokens after the same prompt
     assert int(after.index) == 2
 
 
 def test_scanned_layers_are_the_unrolled_ones() -> None:
     model, params = made(GATED)
-    scanned = compiled(seq2seq(replace(GATED, loop="scanned")))
+    scanned, _ = made(replace(GATED, loop="scanned"))
     stacked = dict(params)
     for stack in ("encoder", "decoder"):
         layers = [params[stack][name] for name in sorted(params[stack]) if name.startswith("layer_")]
         rest = {name: leaf for name, leaf in params[stack].items() if not name.startswith("layer_")}
-        stacked[stack] = {**rest, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}
-    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, scanned.init(jax.random.key(0)))
+        stacked[stack] = {**rest, "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers)}
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
+        jnp.shape, jax.eval_shape(scanned.init, jax.random.key(0))
+    )
     prompt, valid = prompts()
     np.testing.assert_allclose(
         scanned.completion(stacked, prompt, valid, COMPLETION),
@@ -150,23 +158,24 @@ def test_rematerialisation_leaves_gradients_alone(loop: Any) -> None:
         return jax.jit(jax.grad(loss))(params)
 
     expected, again = gradients(config), gradients(replace(config, remat="full"))
-    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(expected))
+    assert all(bool(np.any(np.asarray(leaf) != 0)) for leaf in jax.tree.leaves(expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), again, expected)
 
 
 def test_adapters_are_low_rank_changes_of_kernels() -> None:
     model, params = made(RELU)
     prompt, valid = prompts()
-    a, b = jax.random.normal(jax.random.key(3), (24, 2)), jax.random.normal(jax.random.key(4), (2, 15))
+    draw = np.random.default_rng(3)
+    a, b = (draw.normal(size=shape).astype(np.float32) for shape in ((24, 2), (2, 15)))
     place = lambda leaf: {"decoder": {"layer_1": {"cross_attention": {"key": leaf}}}}
     adapters = place({"a": a, "b": b})
     merged = jax.tree.map(lambda x: x, params)
     kernel = params["decoder"]["layer_1"]["cross_attention"]["key"]["kernel"]
     merged["decoder"]["layer_1"]["cross_attention"]["key"]["kernel"] = kernel + a @ b
-    expected = model.completion(merged, prompt, valid, COMPLETION)
+    expected = np.asarray(model.completion(merged, prompt, valid, COMPLETION))
     adapted = model.completion(params, prompt, valid, COMPLETION, adapters)
     np.testing.assert_allclose(adapted, expected, atol=2e-5)
-    assert jnp.abs(expected - model.completion(params, prompt, valid, COMPLETION)).max() > 1e-2
+    assert np.abs(expected - model.completion(params, prompt, valid, COMPLETION)).max() > 1e-2
     hidden, cache = model.prefill(params, prompt, valid, 12, adapters)
     np.testing.assert_allclose(hidden, expected[:, 0], atol=2e-5)
     hidden, _ = model.decode(params, COMPLETION[:, 0], cache, adapters)
@@ -180,8 +189,8 @@ def test_bfloat16_stays_near_float32() -> None:
     hidden = half.completion(params, prompt, valid, COMPLETION)
     assert hidden.dtype == jnp.bfloat16
     assert half.logits(params, hidden).dtype == jnp.float32
-    expected = model.completion(params, prompt, valid, COMPLETION)
-    error = jnp.abs(hidden.astype(jnp.float32) - expected).mean() / jnp.abs(expected).mean()
+    expected = np.asarray(model.completion(params, prompt, valid, COMPLETION))
+    error = np.abs(np.asarray(hidden, np.float32) - expected).mean() / np.abs(expected).mean()
     assert 1e-4 < error < 0.1
 
 
@@ -202,8 +211,8 @@ def test_buckets_against_exact_arithmetic(buckets: int, max_distance: int) -> No
 
 
 def test_an_encoder_looks_both_ways_and_a_decoder_back() -> None:
-    weights = jnp.arange(8.0)[:, None] + jnp.zeros((8, 3))
-    distance = jnp.array([[-40, -2, -1, 0, 1, 2, 40]])
+    weights = np.arange(8, dtype=np.float32)[:, None] + np.zeros((8, 3), np.float32)
+    distance = np.array([[-40, -2, -1, 0, 1, 2, 40]])
     both = relative_bias(RELU, "encoder", weights, distance)
     assert both.shape == (3, 1, 7)
     np.testing.assert_array_equal(both[0, 0], [3, 2, 1, 0, 5, 6, 7])
@@ -215,17 +224,17 @@ def test_a_prompt_without_a_token_is_no_nan() -> None:
     model, params = made(RELU)
     prompt, valid = prompts((9, 0, 1))
     loss = lambda params: model.completion(params, prompt, valid, COMPLETION).sum()
-    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+    assert all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
 
 
 def test_padding_has_no_gradient() -> None:
     model, params = made(GATED)
-    prompt, valid = jnp.array([[5, 5, 1, 2], [5, 1, 2, 3]]), jnp.array([[0, 0, 1, 1], [0, 1, 1, 1]], bool)
-    completion = jnp.array([[4, 6, 7], [4, 6, 7]])
+    prompt, valid = np.array([[5, 5, 1, 2], [5, 1, 2, 3]]), np.array([[0, 0, 1, 1], [0, 1, 1, 1]], bool)
+    completion = np.array([[4, 6, 7], [4, 6, 7]])
     loss = lambda params: jnp.square(model.completion(params, prompt, valid, completion)).sum()
-    rows = jnp.abs(jax.jit(jax.grad(loss))(params)["embedding"]).sum(axis=1)
+    rows = np.abs(jax.jit(jax.grad(loss))(params)["embedding"]).sum(axis=1)
     # Read by the encoder: 1, 2, 3; by the decoder: the start token 0, 4 and 6, but never the last token.
-    np.testing.assert_array_equal(jnp.nonzero(rows)[0], [0, 1, 2, 3, 4, 6])
+    np.testing.assert_array_equal(np.nonzero(rows)[0], [0, 1, 2, 3, 4, 6])
 
 
 @configs
@@ -285,12 +294,20 @@ def test_what_no_config_json_can_say() -> None:
         t5.config_from({**RAW, "feed_forward_proj": "gated-gelus"})
 
 
-@pytest.mark.parametrize("loop", ["unrolled", "scanned"])
-@pytest.mark.parametrize("name", ["t5", "t5_gated"])
+@pytest.mark.parametrize(
+    ("name", "loop"),
+    [
+        ("t5", "unrolled"),
+        ("t5_gated", "scanned"),
+        # what a loop changes is in test_scanned_layers_are_the_unrolled_ones
+        pytest.param("t5", "scanned", marks=pytest.mark.slow),
+        pytest.param("t5_gated", "unrolled", marks=pytest.mark.slow),
+    ],
+)
 def test_fixtures_give_what_torch_gave(name: str, loop: Any) -> None:
     expected = np.load(FIXTURES / name / "expected.npz")
     loaded = huggingface.load(FIXTURES / name, loop=loop)
-    prompt, completion = (jnp.asarray(expected[part], jnp.int32) for part in ("prompt", "completion"))
+    prompt, completion = (np.asarray(expected[part], np.int32) for part in ("prompt", "completion"))
     greedy = expected["greedy"]
 
     @jax.jit
