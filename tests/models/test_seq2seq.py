@@ -427,7 +427,8 @@ def test_torch_has_the_same_buckets(buckets: int, max_distance: int) -> None:
 def test_the_encoder_alone() -> None:
     _, params = made(RELU)
     prompt, valid = prompts()
-    hidden = encoder(RELU)(params, prompt, valid)
+    encode = jax.jit(encoder(RELU))
+    hidden = encode(params, prompt, valid)
     assert hidden.shape == (3, 9, 24)
-    short = encoder(RELU)(params, prompt[1:2, 5:], valid[1:2, 5:])
+    short = encode(params, prompt[1:2, 5:], valid[1:2, 5:])
     np.testing.assert_allclose(hidden[1, 5:], short[0], atol=2e-5)
