@@ -1,6 +1,7 @@
 """Runs on problems of text: where parameters begin, what is recorded, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,8 +81,6 @@ def test_sampled_completions_are_kept_with_rewards_and_credit(run: Path) -> None
 
 
 def test_a_run_is_taken_up_again_bit_for_bit_and_evaluated(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     half = tmp_path / "half"
     shutil.copytree(run, half)
     (half / "summary.json").unlink()
@@ -171,6 +170,7 @@ def test_a_reward_model_takes_the_place_of_the_task_s_rewards_after_a_warm_up(tm
     given: dict[str, Any] = {"env_arguments": arguments, "warm_up": 512, "progress": False}
     rljax.train("reward_model", "randomwalks", small, steps=16, out=tmp_path / "judge", **given)
     config = {**SIZES, "num_prompts": 4, "num_epochs": 1}
+    shutil.copytree(tmp_path / "judge" / "sft", tmp_path / "ppo" / "sft")  # the same warm-up, done already
     out, given = tmp_path / "ppo", given | {"reward": tmp_path / "judge", "steps": 8}
     rljax.train("rlhf_ppo", "randomwalks", config, out=out, **given)
     told = json.loads((out / "config.json").read_text())["start"]
@@ -197,9 +197,9 @@ def test_a_reward_model_stays_when_the_task_is_spelt_by_another_tokenizer(
     assert [(reward.name, reward.weight) for reward in found.rewards] == [("judge", 1.0), ("solved", 0.0)]
 
 
-def test_a_task_with_other_rewards_is_no_resume(tmp_path: Path) -> None:
+def test_a_task_with_other_rewards_is_no_resume(run: Path, tmp_path: Path) -> None:
     made = text.tasks.make("reverse", **TASK)
-    given: dict[str, Any] = {"steps": STEPS, "warm_up": 512, "progress": False, "out": tmp_path / "run"}
+    given: dict[str, Any] = {"steps": 16, "init": run / "sft", "progress": False, "out": tmp_path / "run"}
     rljax.train("grpo", made._replace(rewards=(text.rewards.length(),)), GRPO, **given)
     with pytest.raises(ValueError, match="names and weights of its rewards are not the same"):
         rljax.evaluate(tmp_path / "run")
@@ -217,9 +217,9 @@ def test_too_little_memory_is_told_at_once(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "run" / "sft").exists()
 
 
-def test_a_model_that_was_trained_otherwise_is_not_taken(tmp_path: Path) -> None:
+def test_a_model_that_was_trained_otherwise_is_not_taken(run: Path, tmp_path: Path) -> None:
     """Such as by a run whose own program did not fit then."""
-    train(tmp_path / "run")
+    shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
     says = "sft is another model than this run would begin with: total_steps is 512 there and 1024 here"
     with pytest.raises(ValueError, match=says):
