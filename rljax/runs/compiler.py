@@ -34,6 +34,27 @@ class Seconds(NamedTuple):
         )
 
 
+def startup(spent: Seconds, seconds: float) -> dict[str, float]:
+    """What summary.json says of the time before the first iteration, of which this run took `seconds`."""
+    imported = backend.importing.take()
+    return {
+        "seconds": round(imported + seconds, 2),
+        "import": round(imported, 2),
+        "trace": round(spent.trace, 2),
+        "compile": round(spent.wait, 2),
+        "programs": spent.programs,
+        "cached": spent.cached,
+    }
+
+
+def told(start: dict[str, float]) -> str:
+    """How the programs of a run came to be, in words, from its `startup`."""
+    seconds = f"{start['trace'] + start['compile']:.1f} s"
+    if start["cached"] == start["programs"] > 0:
+        return f"compiled before: read from the cache in {seconds}"
+    return f"compiled in {seconds}"
+
+
 class Compiler:
     """Compiles functions over arguments for the devices of one kind.
 

@@ -31,6 +31,13 @@ def iteration_key(run_key: Key, iteration: Array, retry: Array | int) -> Key:
     return jax.random.fold_in(jax.random.fold_in(run_key, iteration), retry)
 
 
+@jax.jit
+def member_keys(seeds: Array) -> tuple[Key, Key]:
+    """The keys of `init` and of training, each (S,), of S seeds."""
+    pairs = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    return pairs[:, 0], pairs[:, 1]
+
+
 def means(metrics: PyTree) -> list[Mean]:
     return jax.tree.leaves(metrics, is_leaf=lambda x: isinstance(x, Mean))
 

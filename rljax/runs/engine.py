@@ -64,9 +64,10 @@ def run(algorithm: Algorithm, key: Key, state: PyTree, num_iterations: int) -> t
 
 def strong(config: Any) -> Any:
     """Every leaf as a strong float32 array, so that a number and a swept leaf compile to one program."""
-    wide = lambda leaf: (
-        leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float32)
-    )
+
+    def wide(leaf: Any) -> Any:
+        return leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else np.asarray(leaf, np.float32)
+
     return jax.tree.map(wide, config)
 
 
@@ -137,7 +138,7 @@ def build(
 
     base, frozen = share(strong(config)), share(frozen)
     varied = place({name: np.asarray(values, np.float32) for name, values in swept.items()})
-    init_keys, run_keys = jax.device_put(_keys(np.asarray(seeds, np.uint32)[index]), per_member)
+    init_keys, run_keys = jax.device_put(cycle.member_keys(np.asarray(seeds, np.uint32)[index]), per_member)
 
     def algorithm(shared: tuple, varied: dict) -> Algorithm:
         return make(world, shared[0].replace(**varied), network, shared[1])
@@ -286,13 +287,6 @@ def build(
         inspect=inspect if isinstance(world, Task) and world.rewards else None,
         mapping=f"{members} x seed, {kind} on {len(devices)} x {devices[0].platform}",
     )
-
-
-@jax.jit
-def _keys(seeds: Array) -> tuple[Key, Key]:
-    """The keys of `init` and of training, each (S,), of S seeds."""
-    pairs = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
-    return pairs[:, 0], pairs[:, 1]
 
 
 def needed(program: Any) -> int:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import algorithms, backend, checks
-from rljax.runs import checkpoint, engine, folder, load, log, loop, mesh, presets, problems
+from rljax.runs import checkpoint, compiler, engine, folder, load, log, loop, mesh, presets, problems
 from rljax.runs.compiler import Seconds
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
@@ -224,8 +224,8 @@ def train_members(
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
             states, _, _ = program.advance(states, 0)  # compiles
-            start = startup(program.seconds().plus(spent or Seconds()), time.perf_counter() - begun)
-            bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; {compiled(start)}")
+            start = compiler.startup(program.seconds().plus(spent or Seconds()), time.perf_counter() - begun)
+            bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; {compiler.told(start)}")
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
                 if isinstance(env, Task):
                     folder.keep(run, env)
@@ -258,27 +258,6 @@ def train_members(
         result = recorder.finish(states, start)
     backend.tidy_cache()
     return result
-
-
-def startup(spent: Seconds, seconds: float) -> dict[str, float]:
-    """What summary.json says of the time before the first iteration, of which this run took `seconds`."""
-    imported = backend.importing.take()
-    return {
-        "seconds": round(imported + seconds, 2),
-        "import": round(imported, 2),
-        "trace": round(spent.trace, 2),
-        "compile": round(spent.wait, 2),
-        "programs": spent.programs,
-        "cached": spent.cached,
-    }
-
-
-def compiled(start: dict[str, float]) -> str:
-    """How the programs of a run came to be, in words."""
-    seconds = f"{start['trace'] + start['compile']:.1f} s"
-    if start["cached"] == start["programs"] > 0:
-        return f"compiled before: read from the cache in {seconds}"
-    return f"compiled in {seconds}"
 
 
 def _free(run: Path | None, resume: bool) -> bool:
