@@ -1,6 +1,7 @@
 """Noise of training: where it comes from, and what it leaves alone."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -32,47 +33,58 @@ MODELS: dict[str, Callable[[], LanguageModel]] = {
 }
 
 
-def states(model: LanguageModel, dropout: Dropout | None, rows: Any = slice(None)) -> Any:
-    rng = np.random.default_rng(0)
-    prompt, completion = (jnp.asarray(rng.integers(1, V, (B, T)), jnp.int32)[rows] for _ in range(2))
-    run = lambda params: model.completion(
-        params, prompt, jnp.ones(prompt.shape, bool), completion, dropout=dropout
-    )
-    return jax.jit(run)(jax.jit(model.init)(jax.random.key(0)))
+@cache
+def built(name: str) -> tuple[Any, Any]:
+    """(what computes states, parameters) of a model, compiled once for each number of rows."""
+    model = MODELS[name]()
+
+    @jax.jit
+    def run(params: Any, prompt: Any, completion: Any, dropout: Dropout | None) -> Any:
+        valid = jnp.ones(prompt.shape, bool)
+        return model.completion(params, prompt, valid, completion, dropout=dropout)
+
+    return run, jax.jit(model.init)(jax.random.key(0))
+
+
+def states(name: str, dropout: Dropout | None, rows: Any = slice(None)) -> Any:
+    rng, (run, params) = np.random.default_rng(0), built(name)
+    prompt, completion = (rng.integers(1, V, (B, T)).astype(np.int32)[rows] for _ in range(2))
+    return np.asarray(run(params, prompt, completion, dropout))
 
 
 def noise(rate: float, seed: int = 0) -> Dropout:
-    return Dropout(jax.random.split(jax.random.key(seed), B), rate)
+    return Dropout(jax.random.split(jax.random.key(seed), B), np.float32(rate))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_is_that_of_a_rows_key_and_nothing_at_rate_0(name: str) -> None:
-    model = MODELS[name]()
-    clean, noisy = states(model, None), states(model, noise(0.3))
-    np.testing.assert_allclose(states(model, noise(0.0)), clean, rtol=1e-6, atol=1e-6)
+    clean, noisy = states(name, None), states(name, noise(0.3))
+    np.testing.assert_allclose(states(name, noise(0.0)), clean, rtol=1e-6, atol=1e-6)
     assert np.abs(noisy - clean).max() > 1e-3
-    np.testing.assert_array_equal(states(model, noise(0.3)), noisy)
-    assert np.abs(states(model, noise(0.3, 1)) - noisy).max() > 1e-3
+    np.testing.assert_array_equal(states(name, noise(0.3)), noisy)
+    assert np.abs(states(name, noise(0.3, 1)) - noisy).max() > 1e-3
     some = np.asarray([2, 0])  # the same rows with other ones beside them
-    part = states(model, Dropout(noise(0.3).keys[some], 0.3), some)
+    part = states(name, Dropout(noise(0.3).keys[some], np.float32(0.3)), some)
     np.testing.assert_allclose(part, noisy[some], rtol=1e-5, atol=1e-6)
 
 
 def test_scanned_layers_have_the_noise_of_unrolled_ones() -> None:
     one, other = decoder(), decoder("scanned")
-    params = one.init(jax.random.key(0))
+    params = jax.device_get(jax.jit(one.init)(jax.random.key(0)))
     layers = [params[f"layer_{number}"] for number in range(2)]
     rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
-    stacked = rest | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
-    tokens = jnp.asarray(np.random.default_rng(0).integers(1, V, (B, T)), jnp.int32)
-    found = other.forward(stacked, tokens, dropout=noise(0.3))
-    np.testing.assert_allclose(found, one.forward(params, tokens, dropout=noise(0.3)), rtol=1e-5, atol=1e-6)
+    stacked = rest | {"layers": jax.tree.map(lambda *x: np.stack(x), *layers)}
+    tokens = np.random.default_rng(0).integers(1, V, (B, T)).astype(np.int32)
+    found = jax.jit(other.forward)(stacked, tokens, dropout=noise(0.3))
+    expected = jax.jit(one.forward)(params, tokens, dropout=noise(0.3))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_share_is_0_and_the_mean_is_kept() -> None:
-    x = jnp.ones((B, 100, 100))
-    y = np.asarray(dropped(x, noise(0.2), 3))
+    drop = jax.jit(dropped, static_argnums=2)
+    x = np.ones((B, 100, 100), np.float32)
+    y = np.asarray(drop(x, noise(0.2), 3))
     assert abs((y == 0).mean() - 0.2) < 0.01
     np.testing.assert_allclose(np.unique(y), [0.0, 1.25])
     assert (y[0] != y[1]).any()
-    assert (np.asarray(dropped(x, noise(0.2), 4)) != y).any()
+    assert (np.asarray(drop(x, noise(0.2), 4)) != y).any()

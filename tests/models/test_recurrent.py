@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,29 @@ CONFIGS = {
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
-TOKENS = jax.random.randint(jax.random.key(1), (3, 9), 0, 7)
-SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 2, 2, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 5, 5, 6, 0, 0]])
+TOKENS = np.random.default_rng(1).integers(0, 7, (3, 9)).astype(np.int32)
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 5, 5, 6, 0, 0]])
 
 
+def compiled(model: LanguageModel) -> LanguageModel:
+    """The same, each function one program."""
+    return model._replace(
+        init=jax.jit(model.init),
+        forward=jax.jit(model.forward),
+        logits=jax.jit(model.logits),
+        prefill=jax.jit(model.prefill, static_argnums=3),
+        decode=jax.jit(model.decode),
+        completion=jax.jit(model.completion),
+        fork=jax.jit(model.fork, static_argnums=1),
+    )
+
+
+@cache
 def made(config: RecurrentConfig) -> tuple[LanguageModel, PyTree]:
-    model = recurrent(config)
-    params = model.init(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    noisy = [p + 0.3 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
-    return model, tree.unflatten(noisy)
+    """A model and its parameters, none of them near its start, compiled once for all tests."""
+    model, draw = compiled(recurrent(config)), np.random.default_rng(7)
+    params = jax.device_get(model.init(jax.random.key(0)))
+    return model, jax.tree.map(lambda p: p + 0.3 * draw.normal(size=p.shape).astype(p.dtype), params)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -102,7 +115,7 @@ def double(params: PyTree) -> PyTree:
 @configs
 def test_forward_is_the_loop(config: RecurrentConfig) -> None:
     model, params = made(config)
-    hidden = jax.jit(model.forward)(params, TOKENS, SEGMENTS)
+    hidden = model.forward(params, TOKENS, SEGMENTS)
     expected = loop(config, double(params), np.asarray(TOKENS), np.asarray(SEGMENTS))
     np.testing.assert_allclose(hidden, expected, atol=1e-5)
     np.testing.assert_allclose(
@@ -140,31 +153,30 @@ def test_gradients_are_those_of_the_loop(config: RecurrentConfig) -> None:
 @configs
 def test_decoding_gives_what_forward_gives(config: RecurrentConfig) -> None:
     model, params = made(config)
-    lengths = jnp.array([4, 2, 1])
+    lengths = np.array([4, 2, 1])
     prompt, completion = TOKENS[:, :4], TOKENS[:, 4:]
-    valid = jnp.arange(4)[None] >= 4 - lengths[:, None]
-    segments = jnp.concatenate([valid.astype(jnp.int32), jnp.ones_like(completion)], axis=1)
-    whole = model.forward(params, TOKENS, segments)[:, 3:-1]
+    valid = np.arange(4)[None] >= 4 - lengths[:, None]
+    segments = np.concatenate([valid.astype(np.int32), np.ones_like(completion)], axis=1)
+    whole = np.asarray(model.forward(params, TOKENS, segments))[:, 3:-1]
     np.testing.assert_array_equal(model.completion(params, prompt, valid, completion), whole)
-    hidden, cache = jax.jit(model.prefill, static_argnums=3)(params, prompt, valid, 9)
+    hidden, cache = model.prefill(params, prompt, valid, 9)
     states = [hidden]
-    decode = jax.jit(model.decode)
     for t in range(4):
-        hidden, cache = decode(params, completion[:, t], cache)
+        hidden, cache = model.decode(params, completion[:, t], cache)
         states.append(hidden)
-    np.testing.assert_allclose(jnp.stack(states, axis=1), whole, atol=1e-6)
+    np.testing.assert_allclose(np.stack(states, axis=1), whole, atol=1e-6)
 
 
 @configs
 def test_left_padding_leaves_the_carry_untouched(config: RecurrentConfig) -> None:
     model, params = made(config)
     prompt = TOKENS[:1, :3]
-    expected = model.prefill(params, prompt, jnp.ones((1, 3), bool), 3)
-    padded = jnp.pad(prompt, [(0, 0), (4, 0)], constant_values=5)
-    got = model.prefill(params, padded, jnp.arange(7)[None] >= 4, 7)
+    expected = model.prefill(params, prompt, np.ones((1, 3), bool), 3)
+    padded = np.pad(prompt, [(0, 0), (4, 0)], constant_values=5)
+    got = model.prefill(params, padded, np.arange(7)[None] >= 4, 7)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
-    nothing, cache = model.prefill(params, padded, jnp.zeros((1, 7), bool), 7)
-    assert all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves((nothing, cache)))
+    nothing, cache = model.prefill(params, padded, np.zeros((1, 7), bool), 7)
+    assert all(bool(np.all(np.asarray(leaf) == 0)) for leaf in jax.tree.leaves((nothing, cache)))
 
 
 @configs
@@ -178,7 +190,7 @@ def test_a_document_does_not_know_the_one_before(config: RecurrentConfig) -> Non
 @configs
 def test_a_forked_cache_is_that_of_repeated_prompts(config: RecurrentConfig) -> None:
     model, params = made(config)
-    repeat = lambda x: jnp.repeat(x, 3, axis=0)
+    repeat = lambda x: np.repeat(x, 3, axis=0)
     _, cache = model.prefill(params, TOKENS, SEGMENTS > 0, 9)
     _, expected = model.prefill(params, repeat(TOKENS), repeat(SEGMENTS > 0), 9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), model.fork(cache, 3), expected)
@@ -187,9 +199,10 @@ def test_a_forked_cache_is_that_of_repeated_prompts(config: RecurrentConfig) -> 
 def test_the_lstm_remembers_at_the_start() -> None:
     """With all parameters at 0 the forget gate is σ(1)."""
     model = recurrent(replace(GRU, cell="lstm", num_layers=1))
-    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0)))
-    cache = ((jnp.zeros((1, 4)), jnp.ones((1, 4))),)
-    _, ((_, c),) = model.decode(params, jnp.zeros(1, jnp.int32), cache)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    carry = ((np.zeros((1, 4), np.float32), np.ones((1, 4), np.float32)),)
+    _, ((_, c),) = jax.jit(model.decode)(params, np.zeros(1, np.int32), carry)
     np.testing.assert_allclose(c, 1 / (1 + np.exp(-1.0)), rtol=1e-6)
 
 
@@ -197,30 +210,31 @@ def test_the_lstm_remembers_at_the_start() -> None:
 def test_adapters_are_low_rank_changes_of_kernels(place: str) -> None:
     model, params = made(GRU)
     size_in = params["layer_1"][place]["kernel"].shape[0]
-    a = jax.random.normal(jax.random.key(3), (size_in, 2))
-    b = jax.random.normal(jax.random.key(4), (2, 12))
+    draw = np.random.default_rng(3)
+    a, b = (draw.normal(size=shape).astype(np.float32) for shape in ((size_in, 2), (2, 12)))
     merged = jax.tree.map(lambda leaf: leaf, params)
     merged["layer_1"][place]["kernel"] = params["layer_1"][place]["kernel"] + a @ b
-    expected = model.forward(merged, TOKENS)
+    expected = np.asarray(model.forward(merged, TOKENS))
     adapted = model.forward(params, TOKENS, adapters={"layer_1": {place: {"a": a, "b": b}}})
     np.testing.assert_allclose(adapted, expected, atol=1e-5)
-    assert jnp.abs(expected - model.forward(params, TOKENS)).max() > 1e-2
+    assert np.abs(expected - model.forward(params, TOKENS)).max() > 1e-2
 
 
 def test_bfloat16_keeps_a_float32_carry() -> None:
     model, params = made(GRU)
-    half = recurrent(replace(GRU, dtype=jnp.bfloat16))
+    half = compiled(recurrent(replace(GRU, dtype=jnp.bfloat16)))
     hidden, cache = half.prefill(params, TOKENS, TOKENS >= 0, 9)
     assert hidden.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(cache)} == {jnp.dtype(jnp.float32)}
     expected, _ = model.prefill(params, TOKENS, TOKENS >= 0, 9)
-    np.testing.assert_allclose(hidden.astype(jnp.float32), expected, atol=0.05)
+    np.testing.assert_allclose(np.asarray(hidden, np.float32), expected, atol=0.05)
 
 
 def test_seeds_are_mapped() -> None:
     model, _ = made(GRU)
-    params = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
-    both = jax.vmap(model.forward, (0, None))(params, TOKENS)
+    params = jax.jit(lambda key: jax.vmap(model.init)(jax.random.split(key, 2)))(jax.random.key(0))
+    both = jax.jit(jax.vmap(model.forward, (0, None)))(params, TOKENS)
+    params = jax.device_get(params)
     for seed in range(2):
         one = model.forward(jax.tree.map(lambda leaf, seed=seed: leaf[seed], params), TOKENS)
         np.testing.assert_allclose(both[seed], one, atol=1e-6)

@@ -1,6 +1,8 @@
 """The head in chunks: the same values and gradients as all logits at once, in less memory."""
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +21,10 @@ def model(vocabulary: int = 37, **fields: object) -> LanguageModel:
     return transformer(TransformerConfig(vocabulary, D, 24, 4, (Layer(),), **fields))
 
 
-def sample(vocabulary: int = 37, length: int = T) -> tuple[jax.Array, jax.Array]:
+def sample(vocabulary: int = 37, length: int = T) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(B, length, D)) * 3
-    return jnp.asarray(hidden, jnp.float32), jnp.asarray(rng.integers(0, vocabulary, (B, length)), jnp.int32)
+    hidden = (rng.normal(size=(B, length, D)) * 3).astype(np.float32)
+    return hidden, rng.integers(0, vocabulary, (B, length)).astype(np.int32)
 
 
 def chunked_loss(
@@ -49,26 +51,47 @@ def plain(model: LanguageModel, params: PyTree, hidden: jax.Array, targets: jax.
 HEADS = [{}, {"tied": False, "biases": ("head",)}, {"final_softcap": 5.0}]
 
 
-@pytest.mark.parametrize("fields", HEADS, ids=["tied", "untied with bias", "soft cap"])
-@pytest.mark.parametrize("chunk", [1, 4, T - 1, T])
-def test_chunks_change_neither_values_nor_gradients(fields: dict, chunk: int) -> None:
-    lm = model(**fields)
-    params = jax.jit(lm.init)(jax.random.key(0))
-    params = jax.tree.map(lambda x: x * 20, params)  # far from uniform
-    hidden, targets = sample()
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, T)), jnp.float32)
+@cache
+def started(number: int) -> tuple[LanguageModel, PyTree]:
+    """The model of HEADS[number] and parameters far from uniform, shared by the tests."""
+    lm = model(**HEADS[number])
+    return lm, jax.tree.map(lambda x: 20 * x, jax.device_get(jax.jit(lm.init)(jax.random.key(0))))
 
-    def gradients(function: Callable) -> tuple:
-        total = lambda params, hidden: (function(params, hidden) * weight).sum()
-        return jax.jit(jax.grad(total, (0, 1)))(params, hidden)
+
+@cache
+def expected_of(number: int) -> tuple[Any, Any]:
+    """Losses of all tokens at once, and the gradient of their weighted sum."""
+    (lm, params), (hidden, targets) = started(number), sample()
+    weight = np.random.default_rng(1).normal(size=(B, T)).astype(np.float32)
+
+    @jax.jit
+    def both(params: PyTree, hidden: jax.Array) -> tuple[Any, Any]:
+        total = lambda params, hidden: (plain(lm, params, hidden, targets) * weight).sum()
+        return plain(lm, params, hidden, targets), jax.grad(total, (0, 1))(params, hidden)
+
+    return both(params, hidden)
+
+
+@pytest.mark.parametrize("head", range(3), ids=["tied", "untied with bias", "soft cap"])
+@pytest.mark.parametrize("chunk", [1, 4, T - 1, T])
+def test_chunks_change_neither_values_nor_gradients(head: int, chunk: int) -> None:
+    lm, params = started(head)
+    hidden, targets = sample()
+    weight = np.random.default_rng(1).normal(size=(B, T)).astype(np.float32)
 
     chunked = lambda p, h: chunked_loss(lm, p, h, targets, chunk)
-    value = jax.jit(chunked)(params, hidden)
+    total = lambda params, hidden: (chunked(params, hidden) * weight).sum()
+
+    @jax.jit
+    def both(params: PyTree, hidden: jax.Array) -> tuple[Any, Any]:
+        return chunked(params, hidden), jax.grad(total, (0, 1))(params, hidden)
+
+    value, gradient = both(params, hidden)
+    whole, expected = expected_of(head)
     assert value.shape == (B, T)
     assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, plain(lm, params, hidden, targets), rtol=1e-5, atol=1e-5)
-    expected = gradients(lambda p, h: plain(lm, p, h, targets))
-    for found, wanted in zip(*map(jax.tree.leaves, (gradients(chunked), expected)), strict=True):
+    np.testing.assert_allclose(value, whole, rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(*map(jax.tree.leaves, (gradient, expected)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -93,7 +116,7 @@ def test_any_function_of_each_tokens_logits() -> None:
     lm = model()
     params = jax.jit(lm.init)(jax.random.key(0))
     hidden, targets = sample()
-    temperature = jnp.linspace(0.5, 2, B * T).reshape(B, T)
+    temperature = np.linspace(0.5, 2, B * T, dtype=np.float32).reshape(B, T)
 
     def function(logits: jax.Array, targets: jax.Array, extra: dict) -> dict:
         log_p = jax.nn.log_softmax(logits / extra["temperature"][..., None])
@@ -103,10 +126,11 @@ def test_any_function_of_each_tokens_logits() -> None:
             "same": targets,
         }
 
-    whole = function(lm.logits(params, hidden), targets, {"temperature": temperature})
-    parts = token_losses.per_token(
-        lm, function, params, hidden, targets, {"temperature": temperature}, chunk=4
-    )
+    extra = {"temperature": temperature}
+    whole = jax.jit(lambda params: function(lm.logits(params, hidden), targets, extra))(params)
+    parts = jax.jit(
+        lambda params: token_losses.per_token(lm, function, params, hidden, targets, extra, chunk=4)
+    )(params)
     assert parts["top"].shape == (B, T, 3)
     assert (parts["same"] == targets).all()
     for name in whole:
@@ -137,7 +161,7 @@ def test_cross_entropy_by_hand() -> None:
     both = jax.jit(losses.cross_entropy)(*given, jnp.float32(0.1), jnp.float32(0.01))
     np.testing.assert_allclose(both, soft + 0.01 * log_z**2, rtol=1e-5)
     # the gradient of a hard target: p − onehot
-    gradient = jax.grad(lambda z: losses.cross_entropy(z, given[1]).sum())(given[0])
+    gradient = jax.jit(jax.grad(lambda z: losses.cross_entropy(z, given[1]).sum()))(given[0])
     np.testing.assert_allclose(gradient, p - np.eye(7)[target], atol=1e-6)
 
 
@@ -148,48 +172,49 @@ def test_a_forbidden_class_and_a_target_outside() -> None:
     np.testing.assert_allclose(loss, [log_z - 1, log_z], rtol=1e-6)
 
 
-@pytest.mark.parametrize("fields", HEADS, ids=["tied", "untied with bias", "soft cap"])
+@pytest.mark.parametrize("head", range(3), ids=["tied", "untied with bias", "soft cap"])
 @pytest.mark.parametrize("chunk", [1, 4, T])
-def test_a_weighted_sum_has_the_gradient_of_the_sum_of_its_tokens(fields: dict, chunk: int) -> None:
-    lm = model(**fields)
-    params = jax.tree.map(lambda x: x * 20, jax.jit(lm.init)(jax.random.key(0)))
+def test_a_weighted_sum_has_the_gradient_of_the_sum_of_its_tokens(head: int, chunk: int) -> None:
+    lm, params = started(head)
     hidden, targets = sample()
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, T)), jnp.float32).at[0, 3].set(0.0)
-    scale = jnp.float32(0.37)  # what the sum is multiplied with outside
+    weight = np.random.default_rng(1).normal(size=(B, T)).astype(np.float32)
+    weight[0, 3] = 0.0
+    scale = np.float32(0.37)  # what the sum is multiplied with outside
 
     def fused(params: PyTree, hidden: jax.Array) -> jax.Array:
         inputs = hidden, weight, targets
         return scale * summed(lm, params, *inputs, chunk=chunk)
 
     whole = lambda p, h: scale * (plain(lm, p, h, targets) * weight).sum()
-    np.testing.assert_allclose(jax.jit(fused)(params, hidden), whole(params, hidden), rtol=1e-5)
-    found = jax.jit(jax.grad(fused, (0, 1)))(params, hidden)
-    expected = jax.jit(jax.grad(whole, (0, 1)))(params, hidden)
+    both = lambda *x: (fused(*x), whole(*x), jax.grad(fused, (0, 1))(*x), jax.grad(whole, (0, 1))(*x))
+    total, sum_of_all, found, expected = jax.jit(both)(params, hidden)
+    np.testing.assert_allclose(total, sum_of_all, rtol=1e-5)
     for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weighted_sum_gives_what_else_the_function_knows_and_does_not_differentiate_it() -> None:
     lm = model()
-    params, (hidden, targets) = lm.init(jax.random.key(0)), sample()
-    weights = jnp.ones((B, T))
+    params, (hidden, targets) = jax.jit(lm.init)(jax.random.key(0)), sample()
+    weights = np.ones((B, T), np.float32)
 
     def both(params: PyTree, scale: jax.Array) -> tuple[jax.Array, dict]:
         total, others = token_losses.weighted_sum(lm, with_targets, params, hidden, weights, targets, chunk=4)
         return scale * total + others["best"].sum(), others
 
-    gradient, others = jax.jit(jax.grad(both, has_aux=True))(params, jnp.float32(1.0))
-    np.testing.assert_allclose(others["loss"], plain(lm, params, hidden, targets), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(others["best"], lm.logits(params, hidden).max(-1), rtol=1e-5, atol=1e-6)
+    gradient, others = jax.jit(jax.grad(both, has_aux=True))(params, np.float32(1))
+    whole = jax.jit(lambda p: (plain(lm, p, hidden, targets), lm.logits(p, hidden).max(-1)))(params)
+    np.testing.assert_allclose(others["loss"], whole[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(others["best"], whole[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(others["targets"], targets)
-    alone = jax.grad(lambda p: plain(lm, p, hidden, targets).sum())(params)
+    alone = jax.jit(jax.grad(lambda p: plain(lm, p, hidden, targets).sum()))(params)
     for one, other in zip(*map(jax.tree.leaves, (gradient, alone)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weighted_sum_multiplies_with_the_head_three_times() -> None:
     lm = model()
-    params, (hidden, targets) = lm.init(jax.random.key(0)), sample()
+    params, (hidden, targets) = jax.jit(lm.init)(jax.random.key(0)), sample()
     inputs = jnp.ones((B, T)), targets
     fused = lambda p, h: summed(lm, p, h, *inputs, chunk=4)
     again = lambda p, h: token_losses.per_token(lm, losses.cross_entropy, p, h, targets, chunk=4).sum()
@@ -202,15 +227,16 @@ def test_a_weighted_sum_multiplies_with_the_head_three_times() -> None:
 
 def test_a_weighted_sum_maps_over_seeds() -> None:
     lm = model()
-    params = jax.vmap(lm.init)(jax.random.split(jax.random.key(0), 3))
+    begun = jax.jit(lambda key: jax.vmap(lm.init)(jax.random.split(key, 3)))
+    params = jax.device_get(begun(jax.random.key(0)))
     hidden, targets = sample()
     inputs = hidden, jnp.ones((B, T)), targets
     loss = lambda p: summed(lm, p, *inputs, chunk=4)
-    mapped = jax.jit(jax.vmap(jax.grad(loss)))(params)
+    mapped, single = jax.jit(jax.vmap(jax.grad(loss)))(params), jax.jit(jax.grad(loss))
     for seed in range(3):
-        alone = jax.jit(jax.grad(loss))(jax.tree.map(lambda x, seed=seed: x[seed], params))
+        alone = single(jax.tree.map(lambda x, seed=seed: x[seed], params))
         for one, other in zip(*map(jax.tree.leaves, (mapped, alone)), strict=True):
-            np.testing.assert_allclose(one[seed], other, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(np.asarray(one)[seed], other, rtol=1e-4, atol=1e-6)
 
 
 def test_an_input_of_the_wrong_shape_is_named() -> None:
