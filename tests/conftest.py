@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 # Before JAX starts, and for subprocesses too.
-QUICK = "--xla_cpu_use_fusion_emitters=false"  # an option of jaxlib 0.10 alone
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"  # jaxlib 0.10's own
 WORKER = "PYTEST_XDIST_WORKER" in os.environ  # it inherits what its parent has set
 ASKED = "slow" in sys.argv or "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
 if version("jaxlib").startswith("0.10.") and not WORKER and not ASKED:
