@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -159,7 +160,9 @@ def processor() -> str:
         extensions = [
             name for name in ("amx_tile", "avx512f", "avx2") if name in fields.get("flags", "").split()
         ]
-        details = ", ".join(["model " + fields["model"].strip(), *extensions[:1]])
+        limit = re.findall(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+        limited = [f"limited to {name}" for name in limit[-1:]]
+        details = ", ".join(["model " + fields["model"].strip(), *extensions[:1], *limited])
         return f"{fields['model name'].strip()} ({details})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
