@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 Layout = Literal["rows", "columns"]
+Use = Literal["training", "evaluation", "start"]
 LAYOUTS: tuple[Layout, ...] = ("rows", "columns")
 FUSION_FLAG = "xla_cpu_experimental_ynn_fusion_type"
 EMITTERS = "xla_cpu_use_fusion_emitters"
@@ -260,26 +261,27 @@ def _set_fusions() -> str | None:
     return found[-1] if found else None
 
 
-def compiler_options(device: Any, once: bool = False) -> dict[str, Any]:
-    """What a program is compiled with for this device; `once`: it is small and runs once.
+def compiler_options(device: Any, use: Use = "training") -> dict[str, Any]:
+    """What a program is compiled with for this device, by what it is used for.
 
     On a CPU with registers of 512 bits LLVM prefers half of them unless told otherwise: using them whole gave
     5 to 16 % more steps per second of DQN, TD3 and SAC. LLVM's level 1 gives programs as fast as level 3 and
-    compiles a fifth faster. Level 0 without XLA's fusion emitters, which jaxlib 0.10 can leave out, compiles
-    in a fifth of the time (the start of DQN in 1.1 s, not 5.8) and runs two to five times as long, which pays
-    for what runs once.
+    compiles a fifth faster. Without XLA's fusion emitters, which jaxlib 0.10 can leave out, training takes up
+    to twice as long, but what plays episodes does not and compiles in half the time ("evaluation"); at level
+    0 in a fifth of it (the start of DQN in 1.1 s, not 5.8), which pays for what runs once ("start").
     """
     if device.platform != "cpu":
         return {}
     options: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
     if (chosen := _set_fusions()) is not None:  # said again, as JAX may have started before rljax
         options[FUSION_FLAG] = chosen
-    if once:
-        plain = {EMITTERS: False} if jaxlib_0_10() else {}
-        return options | plain | {"xla_backend_optimization_level": 0}
+    if use != "training" and jaxlib_0_10():
+        options[EMITTERS] = False
     import jax
 
-    if not jax.config.read("jax_disable_most_optimizations"):
+    if use == "start":
+        options["xla_backend_optimization_level"] = 0
+    elif not jax.config.read("jax_disable_most_optimizations"):
         options["xla_backend_optimization_level"] = 1
     return options
 

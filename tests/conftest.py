@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "slow":
         jax.config.update("jax_disable_most_optimizations", True)
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    elif config.option.timeout is None:
+        config.option.timeout = 1800  # seconds
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

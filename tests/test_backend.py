@@ -238,7 +238,7 @@ def test_an_update_of_an_odd_large_batch_is_what_it_is_without_fusions(name: str
     config = module.Config(**small | fields | {"total_steps": 10**6})
     algorithm = module.make(envs.make(world), config)
     device = jax.local_devices()[0]
-    plain = backend.compiler_options(device, once=True) | {backend.FUSION_FLAG: ""}
+    plain = backend.compiler_options(device, "start") | {backend.FUSION_FLAG: ""}
     key = jax.random.key(0)
     start = jax.jit(algorithm.init).lower(key).compile(plain)(key)
     lowered = jax.jit(algorithm.step).lower(key, start)

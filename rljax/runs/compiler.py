@@ -12,7 +12,7 @@ import jax
 
 from rljax import backend
 
-SMALL = 2**26  # bytes; what runs once and makes no more is compiled with little optimisation
+SMALL = 2**26  # bytes; what starts a run and makes no more is compiled with little optimisation
 
 
 class Seconds(NamedTuple):
@@ -68,16 +68,16 @@ class Compiler:
 
     def start(
         self, name: Any, function: Callable[..., Any], arguments: tuple, donate: tuple[int, ...] = (),
-        once: bool = False,
+        use: backend.Use = "training",
     ) -> None:  # fmt: skip
-        """Trace a program unless it is there, and let a thread compile it; `once`: it runs only once."""
+        """Trace a program unless it is there, and let a thread compile it for this use."""
         if name in self.programs:
             return
         begun = time.perf_counter()
         traced = jax.jit(function, donate_argnums=donate, **self.jit).trace(*arguments)
         lowered = traced.lower()
         small = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(traced.out_info)) <= SMALL
-        options = backend.compiler_options(self.device, once and small)
+        options = backend.compiler_options(self.device, "training" if use == "start" and not small else use)
         self.seconds = self.seconds.plus(Seconds(trace=time.perf_counter() - begun))
         self.programs[name] = self.threads.submit(_compile, lowered, options)
 

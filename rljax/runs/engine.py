@@ -187,7 +187,7 @@ def build(
 
     def start() -> PyTree:
         arguments = ((base, frozen), varied, init_keys)
-        return compiled("init", init, arguments, once=True)(*arguments)
+        return compiled("init", init, arguments, use="start")(*arguments)
 
     def go(states: PyTree, n: int, retry: int = 0, learn: PyTree = None) -> tuple[PyTree, PyTree, Array]:
         if rewarded is not None:
@@ -248,7 +248,8 @@ def build(
         shared = (base, frozen, *share((np.uint32(salt), np.bool_(greedy))))
         arguments = (shared, varied, run_keys, states)
         whole = functools.partial(evaluate, count)
-        return compiled(("evaluate", count), whole, arguments, once=isinstance(world, Env))(*arguments)
+        use = "evaluation" if isinstance(world, Env) else "training"
+        return compiled(("evaluate", count), whole, arguments, use=use)(*arguments)
 
     def training() -> tuple:
         """The arguments of `advance` in shapes."""
@@ -257,7 +258,7 @@ def build(
 
     def prepare(fresh: bool = True) -> None:
         if fresh:
-            compile.start(("init", padded), over(init), ((base, frozen), varied, init_keys), once=True)
+            compile.start(("init", padded), over(init), ((base, frozen), varied, init_keys), use="start")
         if rewarded is None:
             compile.start(("advance", padded), over(advance), training(), donate=(3,))
 
