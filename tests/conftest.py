@@ -1,8 +1,8 @@
 """Strict for every test: no implicit rank promotion, and shapes of `rljax.math` checked by jaxtyping.
 
 Most tests compile more than they compute, so XLA is told to be quick about it, and what it compiled is kept
-between runs (`rljax.backend`). `--dist loadgroup` gives each file, and each row of the contract table, to one
-worker, so that fixtures of a module are built once.
+between runs (`rljax.backend`). `--dist loadfile` gives each file to one worker, so that the fixtures of a module
+are built once.
 """
 
 import os
@@ -37,15 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     elif config.option.timeout is None:
         config.option.timeout = 1800  # seconds
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share compiled programs go to one worker."""
-    for item in items:
-        shared = item.path.name
-        if shared == "test_contract.py" and hasattr(item, "callspec"):
-            shared += f"-{item.callspec.params['row'].algorithm}"
-        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="module", autouse=True)
