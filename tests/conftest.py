@@ -1,8 +1,8 @@
 """Strict for every test: no implicit rank promotion, and shapes of `rljax.math` checked by jaxtyping.
 
 Most tests compile more than they compute, so XLA is told to be quick about it, and what it compiled is kept
-between runs (`rljax.backend`). `--dist loadfile` gives each file to one worker, so that the fixtures of a module
-are built once.
+between runs (`rljax.backend`). `--dist loadfile` gives each file to one worker, so that what its tests share
+is compiled once.
 """
 
 import os
