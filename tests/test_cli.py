@@ -27,6 +27,7 @@ SUMMARY = {
     "return": RETURN,
     "steps_per_second": 1_234_567.0,
     "compile_seconds": 3.21,
+    "startup": {"seconds": 5.04, "import": 1.0, "trace": 0.7, "compile": 2.51, "programs": 2, "cached": 1},
     "device": "a machine",
     "finished": True,
 }
@@ -234,7 +235,7 @@ def test_train_prints_the_result_and_what_to_do_next(calls, capsys):
     assert "ppo on CartPole-v1: 507,904 steps per seed" in printed
     assert "487.25  IQM 500  95% CI 470.5 to 500  (8 seeds x 128 episodes)" in printed
     assert "1,234,567 steps/s on a machine" in printed
-    assert "compiled  in 3.2 s" in printed
+    assert "start-up  5.0 s: import 1.0, trace 0.7, compile 2.5; 1 of 2 programs from the cache" in printed
     assert "rljax report some/where" in printed
 
 
