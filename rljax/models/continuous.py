@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rljax import checks
 from rljax.models import observations
-from rljax.models.layers import ACTIVATIONS, CNN, MLP, Dense, orthogonal
+from rljax.models.layers import ACTIVATIONS, CNN, FEW, MLP, Dense, orthogonal
 from rljax.types import Array, Key, Network, Policy, PyTree, Space
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # of `gaussian_actor`, as in Haarnoja et al. 2018's code
@@ -98,10 +98,17 @@ def critic(observation_space: Space, action_size: int, config: Any) -> Network:
 
 def ensemble(network: Network, count: int) -> Network:
     """`count` independent copies at once: parameters and outputs have an axis (count, ...) in front."""
-    return Network(
-        lambda key, *inputs: jax.vmap(lambda each: network.init(each, *inputs))(jax.random.split(key, count)),
-        lambda params, *inputs: jax.vmap(lambda each: network.apply(each, *inputs))(params),
-    )
+
+    def init(key: Key, *inputs: PyTree) -> PyTree:
+        return jax.vmap(lambda each: network.init(each, *inputs))(jax.random.split(key, count))
+
+    def apply(params: PyTree, *inputs: PyTree) -> Array:
+        copies = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(count)]
+        if jax.eval_shape(network.apply, copies[0], *inputs).size < FEW:  # a batched product would be slower
+            return jnp.stack([network.apply(copy, *inputs) for copy in copies])
+        return jax.vmap(lambda each: network.apply(each, *inputs))(params)
+
+    return Network(init, apply)
 
 
 def deterministic_actor(observation_space: Space, action_size: int, config: Any) -> Network:

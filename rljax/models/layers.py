@@ -136,10 +136,11 @@ class Dense(nn.Module):
         size, batch = x.shape[::-1] if self.rows else x.shape
         kernel = self.param("kernel", self.kernel_init, (self.features, size))
         bias = self.param("bias", nn.initializers.zeros, (self.features, 1))
+        product = (lambda kernel, x: x @ kernel.T) if batch < FEW else on_rows  # few rows are not worth it
         if self.rows:
-            return on_rows(kernel, x) + jnp.ones((batch, 1), x.dtype) @ bias.T
+            return product(kernel, x) + jnp.ones((batch, 1), x.dtype) @ bias.T
         if by_rows(batch):
-            return (on_rows(kernel, x.T) + bias.T).T
+            return (product(kernel, x.T) + bias.T).T
         return on_columns(kernel, x) + bias @ jnp.ones((1, batch), x.dtype)
 
 
