@@ -5,6 +5,7 @@ between runs (`rljax.backend`). `--dist loadfile` gives each file to one worker,
 is compiled once.
 """
 
+import gc
 import os
 import resource
 import sys
@@ -23,11 +24,22 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+# Tracing makes many objects and few cycles: with Python's thresholds 18 % of the time went into looking for
+# them. The oldest are looked through after a file, where memory asks for it.
+gc.set_threshold(100_000, 50, 1_000)
 MEMORY = 3 * 2**20  # KiB of a worker, above which compiled programs of earlier files are let go
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # For modules imported after it, so before any test imports them; only tests pay for the checks.
 install_import_hook("rljax.math", "beartype.beartype")
+
+
+LONGEST = "test_contract", "test_readme", "test_probes", "test_backend", "test_preferences", "test_generate"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker waits for the other at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,3 +57,16 @@ def fresh_caches() -> Iterator[None]:
     yield
     if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MEMORY:
         jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimized(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files marked so run longer than they compile, and are compiled as a user's programs are."""
+    if not request.node.get_closest_marker("optimized"):
+        yield
+        return
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import pytest
 from rljax import algorithms, backend, envs
 from rljax.models import layers
 from rljax.runs.compiler import Compiler
+from rljax.types import Task
+from tests.algorithms import tasks
 
 ROWS = 40_000  # for which jaxlib 0.10.2 computes a product fused with a sum wrongly (jax-ml/jax #39103)
 SUMS = f"""
@@ -107,9 +110,9 @@ def test_a_folder_that_cannot_be_written_is_no_cache(tmp_path: Path) -> None:
 
 TRAIN = """
 import json, sys, rljax
-config = {"num_envs": 4, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (8,)}
+config = {"num_envs": 4, "num_steps": 8, "hidden_sizes": (8,)}
 given = {"steps": 4 * 32, "out": sys.argv[1], "progress": False, "evaluation_episodes": 2}
-result = rljax.train("ppo", "CartPole-v1", config, checkpoint_every=2, resume="resume" in sys.argv, **given)
+result = rljax.train("a2c", "CartPole-v1", config, checkpoint_every=2, resume="resume" in sys.argv, **given)
 print(json.dumps([result.summary["state_sha256"], result.summary["startup"]["cached"]]))
 """
 
@@ -205,7 +208,19 @@ OFF_POLICY = {
     "batch_size": LARGE,
     "buffer_size": LARGE,
 }
-ODD: dict[str, tuple[str, dict[str, Any]]] = {
+LANGUAGE = {"hidden_size": 6, "num_layers": 1, "num_heads": 1}
+TOKENS = {"num_prompts": 3, "group_size": 2_731, "chunk": 4, "num_epochs": 1, "num_micro": 1}  # of four each
+STARTED = {name: tasks.SIZES[name] for name in ("hidden_size", "num_layers", "num_heads")}
+PAIRS = {"batch_size": 3_641, "num_micro": 1}  # of nine tokens at most
+
+
+def pairs() -> Task:
+    learn = tasks.judged(3_641)
+    policy = tasks.started_task().params
+    return Task("ones", tasks.VOCABULARY, learn, learn, policy, max_new_tokens=5, stop_ids=(0,))
+
+
+ODD: dict[str, tuple[str | Callable[[], Task], dict[str, Any]]] = {
     "reinforce": ("Pendulum-v1", {"num_envs": 163, "num_steps": 201}),
     "a2c": ("Acrobot-v1", ON_POLICY),
     "ppo": ("Pendulum-v1", ON_POLICY | {"num_minibatches": 1, "num_epochs": 1}),
@@ -226,17 +241,25 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "td3": ("Pendulum-v1", OFF_POLICY),
     "sac": ("Pendulum-v1", OFF_POLICY),
     "discrete_sac": ("MountainCar-v0", OFF_POLICY),
+    "pretrain": (
+        tasks.text_task,
+        LANGUAGE | {"length": 11, "batch_size": 2_979, "chunk": 11, "num_micro": 1},
+    ),
+    "reward_model": (pairs, STARTED | PAIRS | {"normalization_samples": 2}),
+    "dpo": (pairs, STARTED | PAIRS | {"chunk": 5}),
+    "grpo": (tasks.rewarded_task, LANGUAGE | TOKENS),
 }
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_update_of_an_odd_large_batch_is_what_it_is_without_fusions(name: str) -> None:
-    """Compiled as users get it, and compiled plainly, by algorithms that learn networks for control."""
+    """Compiled as users get it, and compiled plainly: of text one algorithm for each kind of batch."""
     world, fields = ODD[name]
     module = algorithms.get(name)
-    small = {"hidden_sizes": (3,) if name != "iqn" else (3, 3)}
+    control = isinstance(world, str)
+    small = {"hidden_sizes": (3,) if name != "iqn" else (3, 3)} if control else {}
     config = module.Config(**small | fields | {"total_steps": 10**6})
-    algorithm = module.make(envs.make(world), config)
+    algorithm = module.make(envs.make(world) if control else world(), config)
     device = jax.local_devices()[0]
     plain = backend.compiler_options(device, "start") | {backend.FUSION_FLAG: ""}
     key = jax.random.key(0)

@@ -10,6 +10,7 @@ import pytest
 import rljax
 from rljax import algorithms
 
+pytestmark = pytest.mark.optimized
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.+?)```", README, re.S))

@@ -121,6 +121,11 @@ on_columns.defvjp(lambda kernel, x: (kernel @ x, (kernel, x)), _columns_back)
 on_rows.defvjp(lambda kernel, x: (x @ kernel.T, (kernel, x)), _rows_back)
 
 
+def _product(kernel: Array, x: Array) -> Array:
+    """x (B, in) times the transpose of kernel (out, in), with gradients of its own from FEW rows on."""
+    return x @ kernel.T if x.shape[0] < FEW else on_rows(kernel, x)
+
+
 class Dense(nn.Module):
     """y = W x + b on columns, (in, B) -> (out, B), or on rows, (B, in) -> (B, out); the kernel is (out, in).
 
@@ -136,11 +141,10 @@ class Dense(nn.Module):
         size, batch = x.shape[::-1] if self.rows else x.shape
         kernel = self.param("kernel", self.kernel_init, (self.features, size))
         bias = self.param("bias", nn.initializers.zeros, (self.features, 1))
-        product = (lambda kernel, x: x @ kernel.T) if batch < FEW else on_rows  # few rows are not worth it
         if self.rows:
-            return product(kernel, x) + jnp.ones((batch, 1), x.dtype) @ bias.T
+            return _product(kernel, x) + jnp.ones((batch, 1), x.dtype) @ bias.T
         if by_rows(batch):
-            return (product(kernel, x.T) + bias.T).T
+            return (_product(kernel, x.T) + bias.T).T
         return on_columns(kernel, x) + bias @ jnp.ones((1, batch), x.dtype)
 
 

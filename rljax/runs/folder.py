@@ -192,7 +192,7 @@ def versions() -> dict[str, str | None]:
 def device() -> str:
     """The hardware that JAX computes on, by name."""
     first = jax.local_devices()[0]
-    name = _processor() if first.platform == "cpu" else first.device_kind
+    name = backend.processor().name if first.platform == "cpu" else first.device_kind
     return (
         f"{name} x {jax.local_device_count()}"
         if first.platform != "cpu"
@@ -226,11 +226,3 @@ def writing(run: Path | None) -> Iterator[None]:
             f"cannot write to {run}: {error.strerror}; "
             "make room there and continue with --resume, or choose another --out"
         ) from error
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -10,6 +10,7 @@ from rljax.envs import tabular as mdps
 from rljax.math import tabular
 from rljax.runs import engine
 
+pytestmark = pytest.mark.optimized
 COMMON = {"discount": 0.9, "hidden_sizes": (64,), "learning_rate": 3e-3, "epsilon_end": 1.0}
 REPLAY = {
     **COMMON,
