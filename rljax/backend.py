@@ -67,7 +67,8 @@ def layout() -> Layout:
     """How small networks lay out a large batch: its items as columns, or as rows.
 
     With registers of 512 bits PPO on CartPole took 0.80 of the steps per second in rows (Intel Xeon) or 0.93
-    (AMD EPYC, Zen 4), without them 1.17 to 1.24 times as many (AMD EPYC, Zen 3). RLJAX_LAYOUT overrides the choice.
+    (AMD EPYC, Zen 4), without them 1.17 to 1.24 times as many (AMD EPYC, Zen 3). RLJAX_LAYOUT overrides the
+    choice.
 
     Raises: ValueError where RLJAX_LAYOUT is neither.
     """

@@ -209,6 +209,7 @@ OFF_POLICY = {
     "buffer_size": LARGE,
 }
 LANGUAGE = {"hidden_size": 6, "num_layers": 1, "num_heads": 1}
+ROWS_OF_TEXT = {"length": 11, "batch_size": 2_979, "chunk": 11, "num_micro": 1}
 TOKENS = {"num_prompts": 3, "group_size": 2_731, "chunk": 4, "num_epochs": 1, "num_micro": 1}  # of four each
 STARTED = {name: tasks.SIZES[name] for name in ("hidden_size", "num_layers", "num_heads")}
 PAIRS = {"batch_size": 3_641, "num_micro": 1}  # of nine tokens at most
