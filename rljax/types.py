@@ -19,6 +19,17 @@ Key = jax.Array
 PyTree = Any
 
 
+# The metadata of a State's field that a run takes over from the run that it starts from (`--init`).
+CARRIED = {"carried": ""}
+
+
+def copy_of(parameters: str) -> dict[str, str]:
+    """CARRIED for a target network, which begins as a copy of the parameters that it tracks: a path of names
+    with dots, such as "params.critic".
+    """
+    return {"carried": parameters}
+
+
 @dataclass(frozen=True)
 class Discrete:
     """The integers 0 .. n − 1, as a scalar of `dtype`."""

@@ -29,7 +29,7 @@ from rljax.math import losses, masked, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
 from rljax.models import actor_critic, normalizer, policy_head
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 OPTIMIZERS = {
     "adam": lambda epsilon: optax.scale_by_adam(eps=epsilon),
@@ -77,10 +77,10 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree
+    params: PyTree = struct.field(metadata=CARRIED)
     opt_state: PyTree
     worlds: Worlds  # num_envs running environments and their last observation
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     scaler: PyTree  # running statistics of discounted returns, or ()
     iteration: Array
 

@@ -36,7 +36,7 @@ from rljax.math.distributions import categorical
 from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic
 from rljax.replay import Batch, Ring
-from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
 
 TEMPERATURES = {"automatic": 1.0, "fixed": 0.0}  # what its gradient is multiplied by
 
@@ -92,12 +92,12 @@ class Params(NamedTuple):
 
 @struct.dataclass
 class State:
-    params: Params
-    target_params: PyTree  # of the critics
+    params: Params = struct.field(metadata=CARRIED)
+    target_params: PyTree = struct.field(metadata=copy_of("params.critic"))  # of the critics
     opt_state: Params
     worlds: Worlds  # num_envs running environments and their last observation
     ring: Ring  # the replay
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     iteration: Array
 
 

@@ -35,7 +35,7 @@ from rljax import checks
 from rljax.algorithms import judgements, language, likelihood
 from rljax.algorithms.judgements import LogProb
 from rljax.math import preferences
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
 
 @struct.dataclass
@@ -85,7 +85,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # what is trained: all of the model's, or adapters
+    params: PyTree = struct.field(metadata=CARRIED)  # what is trained: all of the model's, or adapters
     opt_state: PyTree
     order: Key  # of the judgements
     iteration: Array

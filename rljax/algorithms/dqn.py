@@ -37,7 +37,7 @@ from rljax.envs.vector import Worlds
 from rljax.math import action_values
 from rljax.models import discrete_actions, normalizer, q_network, q_policy
 from rljax.replay import Batch, Ring
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
 
 def _max(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
@@ -114,12 +114,12 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree
-    target_params: PyTree
+    params: PyTree = struct.field(metadata=CARRIED)
+    target_params: PyTree = struct.field(metadata=copy_of("params"))
     opt_state: PyTree
     worlds: Worlds  # num_envs running environments and their last observation
     ring: Ring  # the replay
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     iteration: Array
 
 

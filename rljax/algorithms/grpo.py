@@ -35,7 +35,7 @@ from rljax.algorithms.completions import Rollout
 from rljax.algorithms.policy_loss import Batch
 from rljax.math import divergences, groups, losses
 from rljax.math.aggregation import AGGREGATIONS
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
 
 ADVANTAGES = {"standardised": groups.standardised, "centred": groups.centred}
 DIVERGENCES = {"k2": divergences.k2, "k3": divergences.k3}
@@ -103,7 +103,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # what is trained: all of the model's, or adapters
+    params: PyTree = struct.field(metadata=CARRIED)  # what is trained: all of the model's, or adapters
     opt_state: PyTree
     order: Key  # of the prompts
     iteration: Array

@@ -28,7 +28,7 @@ from flax import struct
 from rljax import checks
 from rljax.algorithms import judgements, language, likelihood
 from rljax.math import preferences
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
 
 @struct.dataclass
@@ -74,7 +74,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # what is trained: all of the model's, or adapters
+    params: PyTree = struct.field(metadata=CARRIED)  # what is trained: all of the model's, or adapters
     opt_state: PyTree
     order: Key  # of the judgements
     iteration: Array

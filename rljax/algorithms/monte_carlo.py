@@ -31,7 +31,7 @@ from rljax.algorithms.tables import Table
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values, returns, tabular
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
 @struct.dataclass
@@ -71,7 +71,7 @@ class Steps(NamedTuple):
 
 @struct.dataclass
 class State:
-    params: Array  # q, (S, A)
+    params: Array = struct.field(metadata=CARRIED)  # q, (S, A)
     visits: Array  # the number of updates of each entry
     waiting: Steps  # (L, N) the newest steps, of which the last episode_length are of a running episode
     worlds: Worlds  # num_envs running environments

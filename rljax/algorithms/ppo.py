@@ -31,7 +31,7 @@ from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
 from rljax.models import actor_critic, normalizer, policy_head
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
 @struct.dataclass
@@ -81,10 +81,10 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree
+    params: PyTree = struct.field(metadata=CARRIED)
     opt_state: PyTree
     worlds: Worlds  # num_envs running environments and their last observation
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     scaler: PyTree  # running statistics of discounted returns, or ()
     iteration: Array
 

@@ -30,7 +30,7 @@ from rljax.math import action_values, losses, returns, schedules
 from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
 from rljax.models import discrete_actions, normalizer, q_network, q_policy
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
 @struct.dataclass
@@ -73,10 +73,10 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree
+    params: PyTree = struct.field(metadata=CARRIED)
     opt_state: PyTree
     worlds: Worlds  # num_envs running environments and their last observation
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     iteration: Array
 
 

@@ -31,7 +31,7 @@ from rljax.models.language_models import language_model
 from rljax.text import Corpus
 from rljax.text import corpus as corpora
 from rljax.text.data import Block, Example, block_batch
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
 
 @struct.dataclass
@@ -71,7 +71,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree
+    params: PyTree = struct.field(metadata=CARRIED)
     opt_state: PyTree
     iteration: Array
 

@@ -27,7 +27,7 @@ from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
 class Target(NamedTuple):
@@ -76,7 +76,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: Array  # q, (K, S, A): K = 2 tables for "double", else 1
+    params: Array = struct.field(metadata=CARRIED)  # q, (K, S, A): K = 2 tables for "double", else 1
     visits: Array  # the number of updates of each entry
     worlds: Worlds  # num_envs running environments
     iteration: Array

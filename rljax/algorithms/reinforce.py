@@ -31,7 +31,7 @@ from rljax import checks
 from rljax.math import losses, masked, returns, schedules
 from rljax.math.schedules import SCHEDULES
 from rljax.models import actor_critic, normalizer, policy_head
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
 class Baseline(NamedTuple):
@@ -82,9 +82,9 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree
+    params: PyTree = struct.field(metadata=CARRIED)
     opt_state: PyTree
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     iteration: Array
 
 

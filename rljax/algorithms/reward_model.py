@@ -36,7 +36,7 @@ from rljax.math import preferences
 from rljax.models import language_heads
 from rljax.text import Sampling, data, generate, rewards
 from rljax.text.data import Pairs
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
 
 @struct.dataclass
@@ -92,7 +92,8 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # {"model": what is trained of it, all or adapters, "head"}
+    # {"model": what is trained of it, all or adapters, "head"}
+    params: PyTree = struct.field(metadata=CARRIED)
     opt_state: PyTree
     gain: Array  # (), of the scores that the loss sees
     bias: Array  # ()

@@ -30,7 +30,7 @@ from rljax.math.aggregation import token_mean
 from rljax.math.controllers import adaptive_coefficient
 from rljax.models.language_heads import value_head
 from rljax.models.token_losses import per_token
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
 
 
 @struct.dataclass
@@ -95,7 +95,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # {"policy": all of the model's or adapters, "head", and "critic" where it is separate}
+    params: PyTree = struct.field(metadata=CARRIED)  # {"policy", "head", and "critic" where it is separate}
     opt_state: PyTree
     kl_coefficient: Array  # β now
     order: Key  # of the prompts

@@ -25,7 +25,7 @@ from rljax.algorithms.completions import Rollout
 from rljax.algorithms.policy_loss import Batch
 from rljax.math import groups, losses, masked
 from rljax.math.aggregation import sequence_mean
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
 
 
 @struct.dataclass
@@ -79,7 +79,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # what is trained: all of the model's, or adapters
+    params: PyTree = struct.field(metadata=CARRIED)  # what is trained: all of the model's, or adapters
     opt_state: PyTree
     order: Key  # of the prompts
     iteration: Array

@@ -24,7 +24,7 @@ from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
 @struct.dataclass
@@ -55,7 +55,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: Array  # q, (S, A)
+    params: Array = struct.field(metadata=CARRIED)  # q, (S, A)
     visits: Array  # the number of updates of each entry
     action: Array  # (N,) chosen for the observation that each environment waits at
     worlds: Worlds  # num_envs running environments

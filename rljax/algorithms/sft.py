@@ -36,7 +36,7 @@ from rljax.models.language_models import language_model
 from rljax.models.seq2seq import Seq2SeqConfig
 from rljax.text import Corpus, data
 from rljax.text import corpus as corpora
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
 
 @struct.dataclass
@@ -83,7 +83,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # what is trained: all of the model's, or adapters
+    params: PyTree = struct.field(metadata=CARRIED)  # what is trained: all of the model's, or adapters
     opt_state: PyTree
     order: Key  # of the rows
     iteration: Array

@@ -32,7 +32,7 @@ from rljax.math.noise import NOISES, clipped_gaussian
 from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic
 from rljax.replay import Batch, Ring
-from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
 
 
 @struct.dataclass
@@ -85,13 +85,13 @@ class Params(NamedTuple):
 
 @struct.dataclass
 class State:
-    params: Params
-    target_params: Params
+    params: Params = struct.field(metadata=CARRIED)
+    target_params: Params = struct.field(metadata=copy_of("params"))
     opt_state: Params
     worlds: Worlds  # num_envs running environments and their last observation
     ring: Ring  # the replay
     noise: Array  # (N, D) of the running episodes
-    normalizer: PyTree  # running statistics of observations, or ()
+    normalizer: PyTree = struct.field(metadata=CARRIED)  # running statistics of observations, or ()
     iteration: Array
 
 

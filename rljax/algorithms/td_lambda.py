@@ -32,7 +32,7 @@ from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy
+from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 TRACES: dict[str, Callable[[Array, Array], Array]] = {
     "accumulating": lambda trace, state: trace.at[state].add(1.0),
@@ -69,7 +69,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: Array  # v, (S,)
+    params: Array = struct.field(metadata=CARRIED)  # v, (S,)
     visits: Array  # (S,) of each state
     trace: Array  # e, (N, S)
     worlds: Worlds  # num_envs running environments

@@ -33,7 +33,7 @@ from rljax.algorithms.policy_loss import Batch
 from rljax.math import groups, losses, masked
 from rljax.math.aggregation import token_mean
 from rljax.models.token_losses import weighted_sum
-from rljax.types import Algorithm, Array, Key, LanguageModel, Mean, Prompts, PyTree, Scores, Task
+from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Prompts, PyTree, Scores, Task
 
 BASELINES = ("none", "moving", "batch", "leave_one_out", "greedy")
 
@@ -92,7 +92,7 @@ class Config:
 
 @struct.dataclass
 class State:
-    params: PyTree  # what is trained: all of the model's, or adapters
+    params: PyTree = struct.field(metadata=CARRIED)  # what is trained: all of the model's, or adapters
     opt_state: PyTree
     order: Key  # of the prompts
     baseline: Array  # () sum of decayed rewards

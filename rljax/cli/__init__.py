@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
+from rljax.runs.stopping import stoppable
+
 ABOUT = """Reinforcement learning in JAX: training runs compiled whole, mapped over seeds and configurations.
 
   rljax train ppo --env CartPole-v1 --seeds 8
@@ -33,7 +35,8 @@ MISUSE = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    Returns: the exit status, 0; 1 where a run failed, 2 where the command line is wrong, 130 after Ctrl-C.
+    Returns: the exit status, 0; 1 where a run failed, 2 where the command line is wrong, 130 after Ctrl-C,
+    143 after SIGTERM.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # help, or what tyro found wrong and has printed
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt as error:
-        return _complain(error, "rljax: " + (str(error) or "interrupted"), 130)
+        return _complain(error, "rljax: " + (str(error) or "interrupted"), getattr(error, "status", 130))
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough: quiet, as rich is
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -76,6 +79,13 @@ def _run(words: list[str]) -> None:
 
         print(f"rljax {rljax.__version__}")
         return
+    with stoppable("interrupted"):
+        command = _parsed(words)
+    command.run()
+
+
+def _parsed(words: list[str]) -> Any:
+    """The command that these words are, ready to run."""
     import tyro
 
     from rljax.cli import commands, language
@@ -101,14 +111,13 @@ def _run(words: list[str]) -> None:
     if name in ("train", "sweep"):
         classes[name] = _with_config(classes[name], words[1:], several=name == "sweep")
     choice: Any = Union[tuple(Annotated[each, tyro.conf.subcommand(key)] for key, each in classes.items())]  # noqa: UP007
-    command: Any = tyro.cli(
+    return tyro.cli(
         choice,
         prog="rljax",
         description=ABOUT,
         args=words or ["--help"],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    command.run()
 
 
 def _with_config(command: type, words: list[str], several: bool) -> type:

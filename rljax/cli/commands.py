@@ -21,6 +21,7 @@ from rljax.cli.options import (
     Folder,
     Optional,
     Training,
+    in_folder,
     key_and_value,
     kind,
     one_of,
@@ -49,7 +50,7 @@ class Train(Training):
         if self.resume and self.out is None:
             raise ValueError("--resume continues the run in a folder: name it with --out")
         keywords |= {"resume": self.resume, "init": self.init, "init_member": self.init_member}
-        result = rljax.train(self.algorithm, world, given, **keywords)
+        result = in_folder(self.out is not None, rljax.train, self.algorithm, world, given, **keywords)
         print_summary(result.summary, result.folder)
         if result.folder is not None:
             folder = shlex.quote(str(result.folder))
@@ -77,7 +78,7 @@ class Sweep(Training):
         if not grid:
             example = "--config.learning-rate 1e-4,1e-3"
             raise ValueError(f"nothing to sweep: give a Config field several values, such as {example}")
-        result = rljax.sweep(self.algorithm, world, grid, fixed, **keywords)
+        result = in_folder(self.out is not None, rljax.sweep, self.algorithm, world, grid, fixed, **keywords)
         headline = algorithms.headline(self.algorithm)
         ranked = rank(result.members, list(grid), headline)
         compilations = f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"

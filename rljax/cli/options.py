@@ -218,7 +218,7 @@ class Training:
             name: getattr(self, name) for name in names if name not in ("algorithm", "env", "env_argument")
         }
         name = world if isinstance(world, str) else world.name
-        shared["out"] = self.out or _free(Path("runs") / f"{prefix}{self.algorithm}-{name}")
+        shared["out"] = self.out or Path("runs") / f"{prefix}{self.algorithm}-{name}"
         shared["env_arguments"] = dict(map(key_and_value, self.env_argument))
         return shared | (self.of_task() if isinstance(self, OfTask) and self.task else {})
 
@@ -313,10 +313,19 @@ def key_and_value(text: str) -> tuple[str, Any]:
         return key.replace("-", "_"), value
 
 
-def _free(folder: Path) -> Path:
-    """This folder, or where it exists the first free one of folder-2, folder-3, …"""
-    number, free = 1, folder
-    while free.exists():
-        number += 1
-        free = folder.with_name(f"{folder.name}-{number}")
-    return free
+def in_folder(named: bool, function: Callable[..., Any], *arguments: Any, out: Path, **keywords: Any) -> Any:
+    """`function` with this folder where it was named, else with the first free one of it, folder-2, folder-3,
+    …: another process may claim one that was free a moment ago.
+    """
+    from rljax.runs.folder import Taken
+
+    number, free = 1, out
+    while True:
+        while not named and free.exists():
+            number += 1
+            free = out.with_name(f"{out.name}-{number}")
+        try:
+            return function(*arguments, out=free, **keywords)
+        except Taken:
+            if named:
+                raise

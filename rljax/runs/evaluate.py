@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks
-from rljax.runs import checkpoint, engine, load, statistics, stored
+from rljax.runs import checkpoint, engine, load, statistics, stopping, stored
 from rljax.types import Env, LanguageModel, Network, Task
 
 
+@stopping.stoppable()
 def evaluate(
     run: Path | str,
     *,
@@ -37,7 +38,7 @@ def evaluate(
 
     Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
     rewarded these are of greedy completions of held-out prompts, at most `episodes`; of other text {"loss"}
-    or {"accuracy"} of as many held-out rows takes the place of the first two.
+    or {"accuracy"} of as many held-out rows takes the place of the first two. "note" says what was odd.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -57,28 +58,18 @@ def evaluate(
         found.module.make, found.env, found.config, varied, [told["seeds"][i] for i in chosen], network
     )
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
+    stopping.check("interrupted")
     states = program.place(program.unhost(checkpoint.rebuild(program.template(), arrays, restored.path)))
     returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
     headline = algorithms.headline(told["algorithm"])
-    if headline != "return":
-        means = returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64)
-        return {
-            headline: statistics.headline(means.tolist(), returns.shape[1]),
-            "iteration": restored.iteration,
-            "device": jax.local_devices()[0].platform,
-        }
-    if isinstance(found.env, Task) and not complete.all():
-        raise checks.RunError(f"{(~complete).sum()} of {complete.size} completions could not be scored")
-    if not complete.all():
-        raise checks.RunError(
-            f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end "
-            "within 100,000 steps; give the environment a time limit (rljax.envs.wrappers.time_limit)"
-        )
-    summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), values.shape[1])
-    return {
-        "return": summarise(returns.astype(np.float64)),
-        "episode_length": summarise(lengths.astype(np.float64)),
-        "iteration": restored.iteration,
-        "greedy": greedy,
-        "device": jax.local_devices()[0].platform,
-    }
+    text = isinstance(found.env, Task)
+    measured = statistics.measured(headline, text, returns, lengths, complete)
+    result: dict[str, Any] = {headline: statistics.headline(measured.means.tolist(), measured.number)}
+    if headline == "return":
+        steps = lengths.mean(axis=1, dtype=np.float64).tolist()
+        result["episode_length"] = statistics.headline(steps, lengths.shape[1])
+    result["iteration"] = restored.iteration
+    if headline == "return":
+        result["greedy"] = greedy
+    result["device"] = jax.local_devices()[0].platform
+    return result | ({"note": measured.note} if measured.note else {})

@@ -4,8 +4,10 @@ field.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -30,6 +32,7 @@ CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "metrics.jsonl",
     "checkpoints",
 )
+LOCK = ".lock"
 TOKENIZER, MODEL = "tokenizer", "model"
 FROZEN = {
     "learn": "the text to learn is",
@@ -212,6 +215,61 @@ def revision() -> str | None:
 
 def write(run: Path, name: str, content: Any) -> None:
     write_json(run / name, content)
+
+
+class Taken(ValueError):
+    """A folder that is another run's."""
+
+
+@contextmanager
+def claimed(run: Path | None) -> Iterator[None]:
+    """Within, the folder is there and belongs to this process; nothing of it stays where nothing was written.
+
+    The lock is the operating system's, so it ends with the process however that ends.
+
+    Raises: Taken where another process writes there, naming it; RunError where it cannot be made.
+    """
+    if run is None:
+        yield
+        return
+    path = run / LOCK
+    with writing(run):
+        file = _locked(path)
+    with suppress(OSError):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds a run
+            run.rmdir()
+        file.close()
+
+
+def _locked(path: Path) -> TextIO:
+    """The lock file, opened and locked. Another process may have removed it, with its folder, meanwhile."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            right = "choose another --out, or wait until it has ended"
+            raise Taken(f"{path.parent} is being written by {holder}: {right}") from None
+        except OSError:  # a file system without locks
+            return file
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        file.close()
 
 
 @contextmanager

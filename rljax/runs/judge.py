@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import checks
-from rljax.runs import cycle, folder, pretrained, problems, statistics
+from rljax.runs import cycle, folder, pretrained, problems, statistics, stopping
 
 if TYPE_CHECKING:
     from rljax.text import Pretrained, Problem, Sampling
     from rljax.types import Key, LanguageModel, PyTree
 
 
+@stopping.stoppable()
 def judge(
     model: Path | str,
     task: str | Problem,
@@ -38,7 +40,7 @@ def judge(
         temperature: of what is drawn with `seed`; 0 takes the most probable completion.
 
     Returns: {"return": statistics of the weighted sum, "rewards/NAME": of each reward, "length": of tokens},
-    NaN where completions could not be scored.
+    over the completions that could be scored, whose number is "episodes".
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -58,14 +60,17 @@ def judge(
     drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
     measure = _measure(loaded.model, problem, prompts, drawn, samples)
     found: dict[str, list[float]] = {}
-    number = 0
+    scored: dict[str, int] = {}  # completions of the member with the fewest
     for place, each in enumerate(members):
         params = loaded.params if place == 0 else _loaded(model, each).params
         key = jax.random.fold_in(jax.random.key(seed), each or 0)
         rewards, number = measure(params, key)
         for name, values in rewards.items():
-            found.setdefault(name, []).append(float(np.mean(values, dtype=np.float64)))
-    return {name: statistics.headline(values, number) for name, values in found.items()}
+            known = np.isfinite(values)  # as in learning, a completion without a score is left out
+            mean = float(values[known].mean(dtype=np.float64)) if known.any() else math.nan
+            found.setdefault(name, []).append(mean)
+            scored[name] = min(scored.get(name, number), int(known.sum()))
+    return {name: statistics.headline(values, scored[name]) for name, values in found.items()}
 
 
 def _loaded(model: Path | str, member: int | None) -> Pretrained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,10 +222,10 @@ def load(
 
 
 def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
-    """Fresh hosted states (S, ...) with the parameters and observation statistics of another run's
-    checkpoint.
+    """Fresh hosted states (S, ...) with what their State says is carried over from another run: parameters
+    and observation statistics, and targets as copies of the parameters that they track.
 
-    Raises: ValueError where shapes differ or the runs' members do not match.
+    Raises: ValueError where shapes differ, the runs' members do not match, or the State names no such part.
     """
     folder.read(run)
     restored = stored.saved(run)
@@ -237,17 +238,34 @@ def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
         raise ValueError(
             f"--init {run} has {there} members and this run {number}: pick one with --init-member"
         )
+    sources = carried_parts(states)
+    if not sources:
+        raise ValueError(f"--init {run}: {type(states).__name__} has no field that is carried over")
     shape = lambda arrays, name: list(arrays[name].shape[1:]) if name in arrays else "absent"
-    for name in sorted({*here, *restored.leaves}):
-        if name.split(".")[0] not in ("params", "normalizer"):
-            continue
-        if shape(here, name) != shape(restored.leaves, name):
-            raise ValueError(
-                f"--init {run}: {name} is {shape(restored.leaves, name)} there and {shape(here, name)} here"
-            )
-        old = restored.leaves[name] if member is None else restored.leaves[name][member : member + 1]
+    wanted = {}  # names of leaves here -> where they are there
+    for name in here:
+        part, dot, rest = name.partition(".")
+        if part in sources:
+            wanted[name] = sources[part] + dot + rest
+    own = [part for part, source in sources.items() if part == source]
+    wanted |= {name: name for name in restored.leaves if name.partition(".")[0] in own}
+    for name, source in sorted(wanted.items()):
+        if shape(here, name) != shape(restored.leaves, source):
+            told = f"{name} is {shape(restored.leaves, source)} there and {shape(here, name)} here"
+            raise ValueError(f"--init {run}: {told}")
+        old = restored.leaves[source] if member is None else restored.leaves[source][member : member + 1]
         here[name] = np.broadcast_to(old, here[name].shape)
     return checkpoint.rebuild(states, here, run)
+
+
+def carried_parts(state: PyTree) -> dict[str, str]:
+    """The fields of a State that another run's states are carried into, and the parts there that they become
+    (a path of names with dots): see `rljax.types.CARRIED`.
+    """
+    if not dataclasses.is_dataclass(state):
+        return {}
+    marked = {each.name: each.metadata.get("carried") for each in dataclasses.fields(state)}
+    return {name: source or name for name, source in marked.items() if source is not None}
 
 
 def retries(run: Path) -> int:

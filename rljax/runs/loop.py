@@ -7,18 +7,16 @@ has the same key in any chunk.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from rljax.runs import engine
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
+from rljax.runs.stopping import Stop
 from rljax.types import PyTree
 
 PACE = 0.7  # seconds that one chunk should take
@@ -40,28 +38,6 @@ class NotFinite(Exception):
         self.iteration, self.metrics, self.members = iteration, metrics, members
 
 
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets instead of raising; the second one raises KeyboardInterrupt at
-    once.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(signum: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def advance(
     program: Program,
     states: PyTree,
@@ -70,7 +46,7 @@ def advance(
     every: list[int],
     *,
     retry: int = 0,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     stop_on_nan: bool = True,
     tick: Callable[[int, float, dict[str, np.ndarray]], None] = lambda iteration, seconds, metrics: None,
     feeder: Feeder | None = None,

@@ -94,6 +94,7 @@ class Recorder:
         self.before = (self.iteration, self.seconds)
         self.retry = load.retries(run) if run else 0
         self.saved = self.iteration if restored else -1
+        self.evaluated = -1  # the iteration of the newest evaluation
         self.rows: list[dict[str, Any]] = []
         self.current: np.ndarray | None = None  # (S,) the newest return of each member, NaN for none
         if restored and restored.metadata["returns"] is not None:
@@ -139,6 +140,7 @@ class Recorder:
         } | {name: column.tolist() for name, column in row.metrics.items()}
         if self.due(self.options.evaluate_every):
             self.current = evaluated = self.evaluate(states)[0]
+            self.evaluated = row.iteration
             content[f"evaluation_{self.headline}"] = evaluated.tolist()
         self.rows.append(content)
         for writer in self.writers:
@@ -174,22 +176,15 @@ class Recorder:
         return True
 
     def evaluate(self, states: PyTree) -> tuple[np.ndarray, int]:
-        """The mean return (S,) of the greedy policy's complete episodes, NaN where there is none, and how
-        many were begun; of a Task the mean loss over all tokens of its held-out rows, and how many they are.
+        """The mean return (S,) of the greedy policy, or of a Task the mean loss or accuracy of its held-out
+        rows, and over how many episodes or rows it is: `statistics.measured`.
         """
         evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
-        returns, lengths, complete = self.program.fetch(evaluated)
-        if self.headline != "return":
-            return returns.sum(1, dtype=np.float64) / lengths.sum(1, dtype=np.float64), returns.shape[1]
-        if not complete.all():
-            text = isinstance(self.setup.env, Task)
-            what = "completions could not be scored" if text else "episodes did not end within 100,000 steps"
-            self.bar.say(f"{(~complete).sum()} evaluation {what} and are left out")
-        means = [
-            row[ok].mean(dtype=np.float64) if ok.any() else np.nan
-            for row, ok in zip(returns, complete, strict=True)
-        ]
-        return np.asarray(means), returns.shape[1]
+        text = isinstance(self.setup.env, Task)
+        found = statistics.measured(self.headline, text, *self.program.fetch(evaluated))
+        if found.note:
+            self.bar.say(found.note)
+        return found.means, found.number
 
     def save(self, states: PyTree) -> None:
         """A checkpoint of this iteration, if there is a folder and none yet."""
@@ -197,7 +192,9 @@ class Recorder:
             return
         returns = [] if self.current is None else self.current.tolist()
         known = [value if math.isfinite(value) else None for value in returns]
-        score = self.score()
+        score = (
+            self.score() if self.evaluated == self.iteration else None
+        )  # of these very parameters, or none
         best = -score if score is not None and self.headline == "loss" else score  # the highest is the best
         metadata = {"seconds": self.seconds, "score": best, "returns": known or None}
         if self.feeder is not None:

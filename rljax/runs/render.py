@@ -19,6 +19,7 @@ import numpy as np
 
 from rljax import checks
 from rljax.envs.wrappers import unwrapped
+from rljax.runs import stopping
 from rljax.types import Env, Key, Network, Policy, PyTree, Task
 
 # Gymnax 1.0.1's Visualizer gives the others an empty picture without a word.
@@ -44,6 +45,7 @@ _ENDLESS = 1000  # steps of an episode without a time limit
 _SILENT = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
 
 
+@stopping.stoppable()
 def render(
     run: Path | str,
     out: Path | str | None = None,

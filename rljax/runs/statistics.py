@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -110,6 +110,44 @@ def headline(per_seed: Sequence[float | None], episodes: int) -> dict[str, Any]:
         "per_seed": numbers,
         "episodes": int(episodes),
     }
+
+
+class Measured(NamedTuple):
+    """What an evaluation says of S members."""
+
+    means: np.ndarray  # (S,) float64, NaN where nothing could be counted
+    number: int  # episodes, completions or rows of each member that are counted, of the one with the fewest
+    note: str  # what a reader has to know of those that are not ordinary, or nothing
+
+
+def measured(
+    headline: str, text: bool, totals: ArrayLike, lengths: ArrayLike, complete: ArrayLike
+) -> Measured:
+    """The one rule of what an evaluation counts.
+
+    Args:
+        headline: "return", or the name of what is averaged over all tokens or rows of a text.
+        text: whether E completions were scored, not E episodes played.
+        totals, lengths: (S, E) returns, or sums, with what they are over.
+        complete: (S, E) whether an episode ended, or a completion was scored.
+
+    An episode that did not end within its bound counts with what it had got until then, so that a policy that
+    avoids the end is not judged by the episodes in which it failed to. A completion without a score counts
+    not at all, as in learning.
+    """
+    totals, lengths, complete = np.asarray(totals, np.float64), np.asarray(lengths), np.asarray(complete)
+    if headline != "return":
+        return Measured(totals.sum(1) / lengths.sum(1, dtype=np.float64), totals.shape[1], "")
+    odd, size = int((~complete).sum()), complete.size
+    if not text:
+        bound = f"{lengths.max():,} steps"
+        note = f"{odd} of {size} episodes did not end within {bound} and count as far as they went"
+        return Measured(totals.mean(1), totals.shape[1], note if odd else "")
+    scored = complete.sum(1)
+    with np.errstate(invalid="ignore"):
+        means = np.where(complete, totals, 0.0).sum(1) / scored
+    note = f"{odd} of {size} completions could not be scored and are left out"
+    return Measured(means, int(scored.min()), note if odd else "")
 
 
 def _check(values: np.ndarray, confidence: float, samples: int) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rljax import checks
-from rljax.runs import engine, folder, load, mesh, problems, record
+from rljax.runs import engine, folder, load, mesh, problems, record, stopping
 from rljax.runs.train import begin, train_members
 from rljax.types import Env, LanguageModel, Network, Task
 
@@ -42,6 +42,7 @@ class SweepResult(NamedTuple):
     compilations: int
 
 
+@stopping.stoppable()
 def sweep(
     algorithm: str,
     env: str | Env | Task | Corpus | Problem,
@@ -85,64 +86,73 @@ def sweep(
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"the sweep of {field} is over {checks.show(values)}: must be a list of values")
     grid = {field: list(values) for field, values in grid.items()}
-    run = None if out is None else Path(out)
+    run = None if out is None else Path(out).expanduser()
     if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
-        raise ValueError(f"{run} already holds a sweep or a run: choose another --out")
-    if isinstance(setup.env, Task) and setup.env.problem is not None:
-        start = problems.start_of(model, init, init_member, reward)
-        check = lambda setup: plan(setup, grid, seeds, seed, network)
-        setup = begin(setup, start, warm_up, seed, out, chosen, check)
-    elif model or any(each is not None for each in (init, warm_up, reward)):
-        raise ValueError("init, model, warm_up and reward of a sweep are of tasks of text: leave them out")
-    groups = plan(setup, grid, seeds, seed, network)
-    limit = mesh.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
-    pieces: list[tuple[Part, dict[Any, Any]]] = []
-    compilations = 0
-    for group in groups:
-        cache: dict[Any, Any] = {}
-        parts, compiled = _split(setup, group, limit, network, cache)
-        pieces += [(part, cache) for part in parts]
-        compilations += compiled
-    results, rows = [], []
-    for index, (part, cache) in enumerate(pieces):
-        name = f"part-{index:03d}"
-        here = load.with_fields(setup, part.static)
-        if here.start is not None and here.start.kind == "run" and here.start.source == problems.WARM_UP:
-            here = here._replace(start=here.start._replace(source=f"../{problems.WARM_UP}"))
-        try:
-            result = train_members(
-                here, part.swept, part.seeds, run and run / name, network=network, options=chosen, cache=cache
+        raise folder.Taken(f"{run} already holds a sweep or a run: choose another --out")
+    with folder.claimed(run):
+        if isinstance(setup.env, Task) and setup.env.problem is not None:
+            start = problems.start_of(model, init, init_member, reward)
+            check = lambda setup: plan(setup, grid, seeds, seed, network)
+            setup = begin(setup, start, warm_up, seed, run, chosen, check)
+        elif model or any(each is not None for each in (init, warm_up, reward)):
+            raise ValueError(
+                "init, model, warm_up and reward of a sweep are of tasks of text: leave them out"
             )
-        except KeyboardInterrupt as stop:
-            done = f"; {name} is a run of its own in {run}" if run else ""
-            raise KeyboardInterrupt(
-                f"sweep stopped in part {index + 1} of {len(pieces)}{done}; "
-                "a sweep does not resume: start it again"
-            ) from stop
-        results.append(result)
-        for member, (member_seed, value) in enumerate(
-            zip(part.seeds, result.summary[result.summary["headline"]]["per_seed"], strict=True)
-        ):
-            own = part.static | {field: column[member] for field, column in part.swept.items()}
-            values = {field: folder.plain(own[field]) for field in grid}
-            rows.append({"part": name, "member": member, "seed": member_seed} | values)
-            rows[-1][result.summary["headline"]] = value
-    if run is not None:
-        speeds = [result.summary["steps_per_second"] for result in results]
-        content = {
-            "algorithm": setup.algorithm,
-            load.kind(setup): setup.env_name,
-            "grid": {field: folder.plain(values) for field, values in grid.items()},
-            "seeds": seeds,
-            "headline": results[0].summary["headline"],
-            "members": rows,
-            "compilations": compilations,
-            "steps_per_second": float(np.mean(speeds)),
-            "device": folder.device(),
-        }
-        with folder.writing(run):
-            folder.write(run, "sweep.json", content)
-    return SweepResult(rows, run, results, compilations)
+        groups = plan(setup, grid, seeds, seed, network)
+        limit = mesh.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
+        pieces: list[tuple[Part, dict[Any, Any]]] = []
+        compilations = 0
+        for group in groups:
+            cache: dict[Any, Any] = {}
+            parts, compiled = _split(setup, group, limit, network, cache)
+            pieces += [(part, cache) for part in parts]
+            compilations += compiled
+        results, rows = [], []
+        for index, (part, cache) in enumerate(pieces):
+            name = f"part-{index:03d}"
+            here = load.with_fields(setup, part.static)
+            if here.start is not None and here.start.kind == "run" and here.start.source == problems.WARM_UP:
+                here = here._replace(start=here.start._replace(source=f"../{problems.WARM_UP}"))
+            try:
+                result = train_members(
+                    here,
+                    part.swept,
+                    part.seeds,
+                    run and run / name,
+                    network=network,
+                    options=chosen,
+                    cache=cache,
+                )
+            except stopping.Stopped as stopped:
+                done = f"; {name} is a run of its own in {run}" if run else ""
+                text = f"sweep stopped in part {index + 1} of {len(pieces)}{done}"
+                raise stopping.Stopped(
+                    f"{text}; a sweep does not resume: start it again", stopped.signum
+                ) from stopped
+            results.append(result)
+            for member, (member_seed, value) in enumerate(
+                zip(part.seeds, result.summary[result.summary["headline"]]["per_seed"], strict=True)
+            ):
+                own = part.static | {field: column[member] for field, column in part.swept.items()}
+                values = {field: folder.plain(own[field]) for field in grid}
+                rows.append({"part": name, "member": member, "seed": member_seed} | values)
+                rows[-1][result.summary["headline"]] = value
+        if run is not None:
+            speeds = [result.summary["steps_per_second"] for result in results]
+            content = {
+                "algorithm": setup.algorithm,
+                load.kind(setup): setup.env_name,
+                "grid": {field: folder.plain(values) for field, values in grid.items()},
+                "seeds": seeds,
+                "headline": results[0].summary["headline"],
+                "members": rows,
+                "compilations": compilations,
+                "steps_per_second": float(np.mean(speeds)),
+                "device": folder.device(),
+            }
+            with folder.writing(run):
+                folder.write(run, "sweep.json", content)
+        return SweepResult(rows, run, results, compilations)
 
 
 def plan(
@@ -201,6 +211,7 @@ def _split(
     compiled = 1
     while size > 1:
         piece = _cut(part, 0, size)
+        stopping.check()
         program = engine.build(
             setup.module.make, here.env, here.config, piece.swept, piece.seeds, network, cache=cache
         )

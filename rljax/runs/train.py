@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from rljax import algorithms, backend, checks
-from rljax.runs import checkpoint, compiler, engine, folder, load, log, loop, mesh, presets, problems
+from rljax import algorithms, backend
+from rljax.runs import (
+    checkpoint,
+    compiler,
+    engine,
+    folder,
+    load,
+    log,
+    loop,
+    memory,
+    presets,
+    problems,
+    stopping,
+)
 from rljax.runs.compiler import Seconds
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
@@ -23,6 +35,7 @@ if TYPE_CHECKING:
     from rljax.text import Corpus, Problem
 
 
+@stopping.stoppable()
 def train(
     algorithm: str,
     env: str | Env | Task | Corpus | Problem,
@@ -65,44 +78,38 @@ def train(
 
     Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong
     while running,
-        KeyboardInterrupt after Ctrl-C, with a final checkpoint written where there is a folder.
+        KeyboardInterrupt after Ctrl-C or SIGTERM, with a final checkpoint written where there is a folder.
     """
     chosen = options_from(options)
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    task = isinstance(setup.env, Task) and setup.env.problem is not None
+    if not task and (model or warm_up is not None or reward is not None):
+        raise ValueError("model, warm_up and reward are of tasks of text: leave them out")
+    run = None if out is None else Path(out).expanduser()
+    _free(run, resume)
     cache: dict[Any, Any] = {}  # the program is compiled before the model that it begins with is trained
     spent = Seconds()
-    if isinstance(setup.env, Task) and setup.env.problem is not None:
-        _free(None if out is None else Path(out), resume)
-        start = problems.start_of(model, init, init_member, reward)
 
-        def check(setup: load.Setup) -> None:
-            nonlocal spent
-            title = f"{setup.algorithm} on {setup.env_name}"
-            with log.Progress(1, title, chosen.progress) as bar:
-                given = setup.env, setup.config, {}, numbers, network
-                program = engine.build(setup.module.make, *given, cache=cache)
-                bar.say(f"{title} {memory(program, title)}")
-                spent = program.seconds()
+    def check(setup: load.Setup) -> None:
+        nonlocal spent
+        title = f"{setup.algorithm} on {setup.env_name}"
+        with log.Progress(1, title, chosen.progress) as bar:
+            given = setup.env, setup.config, {}, numbers, network
+            program = engine.build(setup.module.make, *given, cache=cache)
+            bar.say(f"{title} {memory.told(program, title)}")
+            stopping.check()
+            spent = program.seconds()
 
-        setup, init, init_member = begin(setup, start, warm_up, seed, out, chosen, check), None, None
-    elif model or warm_up is not None or reward is not None:
-        raise ValueError("model, warm_up and reward are of tasks of text: leave them out")
-    return train_members(
-        setup,
-        {},
-        numbers,
-        out,
-        resume=resume,
-        init=init,
-        init_member=init_member,
-        network=network,
-        options=chosen,
-        cache=cache,
-        spent=spent,
-    )
+    with folder.claimed(run):
+        if task:
+            start = problems.start_of(model, init, init_member, reward)
+            setup, init, init_member = begin(setup, start, warm_up, seed, run, chosen, check), None, None
+        shared: dict[str, Any] = {"resume": resume, "network": network, "options": chosen}
+        shared |= {"init": init, "init_member": init_member, "cache": cache, "spent": spent}
+        return train_members(setup, {}, numbers, run, **shared)
 
 
 def begin(
@@ -174,6 +181,7 @@ def _warm_up(
     return jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)
 
 
+@stopping.stoppable()
 def train_members(
     setup: load.Setup,
     swept: dict[str, Any],
@@ -213,24 +221,28 @@ def train_members(
         restored = _previous(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {title}")
+        stopping.check()
         program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
+        memory.check(program, len(seeds), title)
         program.prepare(restored is None)
+        if isinstance(env, Task) and not isinstance(env.learn, Feed):
+            bar.say(memory.told(program, title))
+        states = _first_states(program, restored, init, init_member)
+        stopping.check()
+        states, _, _ = program.advance(states, 0)  # compiles
+        stopping.check()
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
-        if isinstance(env, Task) and not isinstance(env.learn, Feed):
-            bar.say(memory(program, title))
-        states = _first_states(program, restored, init, init_member)
         feeder = _feeder(env, program, restored, total)
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
-            states, _, _ = program.advance(states, 0)  # compiles
             start = compiler.startup(program.seconds().plus(spent or Seconds()), time.perf_counter() - begun)
             bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; {compiler.told(start)}")
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
                 if isinstance(env, Task):
                     folder.keep(run, env)
                 folder.write(run, folder.CONFIG, description)
-            with loop.interruptible() as stop:
+            with stopping.stoppable() as stop:
                 every = [
                     options.log_every or max(1, total // 100),
                     options.checkpoint_every,
@@ -254,7 +266,7 @@ def train_members(
                 feeder.close()
         if stopped:
             where = f"; checkpoint {recorder.iteration} is in {run}, continue with --resume" if run else ""
-            raise KeyboardInterrupt(f"stopped at iteration {recorder.iteration} of {total}{where}")
+            stopping.check(f"stopped at iteration {recorder.iteration} of {total}{where}")
         result = recorder.finish(states, start)
     backend.tidy_cache()
     return result
@@ -266,7 +278,7 @@ def _free(run: Path | None, resume: bool) -> bool:
         return False
     exists = (run / folder.CONFIG).is_file()
     if exists and not resume:
-        raise ValueError(f"{run} already holds a run: choose another --out, or continue it with --resume")
+        raise folder.Taken(f"{run} already holds a run: choose another --out, or continue it with --resume")
     if run.exists() and not run.is_dir():
         raise ValueError(f"--out {run} is a file: choose a folder")
     return exists
@@ -301,17 +313,6 @@ def _previous(
     if retry := load.retries(run):
         bar.say(f"taken up again after NaN, time {retry}: with other random numbers")
     return restored
-
-
-def memory(program: Program, title: str) -> str:
-    """What a run needs of memory, in words. Raises: RunError where there is less, before it starts."""
-    needed, free = program.memory_bytes() / 2**30, mesh.free_bytes() / 2**30
-    if needed > free:
-        raise checks.RunError(
-            f"{title} needs {needed:.1f} GiB on each device, of which {free:.1f} are free: raise num_micro, "
-            'lower chunk, batch_size, num_prompts or max_new_tokens, train "lora", or take fewer seeds'
-        )
-    return f"needs {needed:.2g} of {free:.3g} GiB on each device"
 
 
 def _feeder(

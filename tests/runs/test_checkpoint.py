@@ -290,16 +290,18 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 7]
 
 
-def test_keep_of_a_run(quick: Quick, tmp_path: Path) -> None:
-    quick(tmp_path / "run", checkpoint_every=1, keep=2)
+def test_the_best_checkpoint_of_a_run_is_one_that_was_evaluated(quick: Quick, tmp_path: Path) -> None:
+    quick(tmp_path / "run", checkpoint_every=1, evaluate_every=5, keep=2)
     kept = checkpoints(tmp_path / "run")
-    assert kept[-2:] == [11, 12]
-    assert len(kept) in (2, 3)
-    scores = {
-        int(path.parent.name): strict(path.read_text())["metadata"]["score"]
-        for path in tmp_path.glob("run/checkpoints/*/manifest.json")
-    }
-    assert int(checkpoint.best(tmp_path / "run" / "checkpoints").name) == max(scores, key=scores.get)
+    found = {row["iteration"]: row.get("evaluation_return") for row in rows(tmp_path / "run")}
+    means = {iteration: np.mean(values) for iteration, values in found.items() if values}
+    best = max(means, key=lambda iteration: means[iteration])
+    assert set(means) == {5, 10}
+    assert kept == [best, 11, 12]
+    for iteration in kept:
+        told = json.loads((tmp_path / f"run/checkpoints/{iteration:09d}/manifest.json").read_text())
+        assert told["metadata"]["score"] == means.get(iteration)
+    assert checkpoint.best(tmp_path / "run" / "checkpoints").name == f"{best:09d}"
 
 
 def test_odd_arrays_survive(tmp_path: Path) -> None:

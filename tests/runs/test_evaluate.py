@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax.checks import RunError
 from rljax.runs import checkpoint, engine, load, stored
 from rljax.runs.record import Result
 from rljax.types import Array, Box, Discrete, Env, Key, Policy
@@ -171,15 +170,20 @@ def test_episodes_without_an_end(quick: Quick, tmp_path: Path, monkeypatch: pyte
 
     def build(*arguments: Any, **keywords: Any) -> engine.Program:
         program = whole_build(*arguments, **keywords)
-        cut = lambda *_: (np.ones((3, 4)), np.ones((3, 4)), np.arange(12).reshape(3, 4) > 1)
+        totals = np.where(
+            np.arange(12).reshape(3, 4) > 1, 1.0, -5.0
+        )  # two episodes of the first member go on
+        cut = lambda *_: (totals, np.where(totals > 0, 2, 9), totals > 0)
         return program._replace(
             evaluate=cut, fetch=lambda tree: tree if isinstance(tree, tuple) else program.fetch(tree)
         )
 
     quick(tmp_path / "run", config=CONFIG)
     monkeypatch.setattr(engine, "build", build)
-    with pytest.raises(RunError, match="2 of 12 episodes of Walk did not end within 100,000 steps"):
-        rljax.evaluate(tmp_path / "run", episodes=4, env=endless)
+    found = rljax.evaluate(tmp_path / "run", episodes=4, env=endless)
+    assert found["return"]["per_seed"] == [-2.0, 1.0, 1.0]  # (−5 − 5 + 1 + 1) / 4: not of the survivors
+    assert found["episode_length"]["per_seed"] == [5.5, 2.0, 2.0]
+    assert found["note"] == "2 of 12 episodes did not end within 9 steps and count as far as they went"
 
 
 def test_a_damaged_checkpoint_is_passed_over(whole: Result, tmp_path: Path) -> None:

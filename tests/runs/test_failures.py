@@ -1,24 +1,29 @@
 """What goes wrong while a run is under way: a full disk, Ctrl-C, NaN. One line each, and nothing is lost."""
 
 import logging
+import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import rljax
 from rljax.checks import RunError
+from rljax.cli.options import in_folder
 from rljax.envs import probes
-from rljax.runs import checkpoint, folder
+from rljax.runs import checkpoint, engine, folder, train
 from rljax.runs.record import Recorder, Result
+from rljax.runs.stopping import Stopped, stoppable
 from rljax.types import Env
-from tests.runs.tiny import CONFIG, ITERATIONS, PER_ITERATION, Quick, checkpoints, rows, strict
+from tests.runs.tiny import CONFIG, ITERATIONS, PER_ITERATION, WALK, Quick, checkpoints, rows, strict
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,8 +170,135 @@ def test_ctrl_c_of_a_process(tmp_path: Path) -> None:
         process.wait()
     iteration = checkpoint.restore(checkpoint.latest(run / "checkpoints")).iteration
     total = 10**9 // PER_ITERATION
-    assert told.startswith(f"KeyboardInterrupt: stopped at iteration {iteration} of {total}; checkpoint ")
+    assert told.startswith(
+        f"rljax.runs.stopping.Stopped: stopped at iteration {iteration} of {total}; checkpoint "
+    )
     assert rows(run)[-1]["iteration"] == iteration
+
+
+@pytest.mark.parametrize("stage", ["build", "prepare", "first states", "compiled"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_the_run_and_leaves_no_folder(
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, signum: int
+) -> None:
+    def pressing(function: Callable) -> Callable:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            signal.raise_signal(signum)
+            return function(*arguments, **keywords)
+
+        return call
+
+    build = engine.build
+
+    def built(*arguments: Any, **keywords: Any) -> Any:
+        program = build(*arguments, **keywords)
+        if stage == "prepare":
+            return program._replace(prepare=pressing(program.prepare))
+        return program._replace(advance=pressing(program.advance)) if stage == "compiled" else program
+
+    monkeypatch.setattr(engine, "build", pressing(build) if stage == "build" else built)
+    if stage == "first states":
+        monkeypatch.setattr(train, "_first_states", pressing(train._first_states))
+    with pytest.raises(Stopped, match="interrupted before training began") as stopped:
+        rljax.train("ppo", WALK, CONFIG, out=tmp_path / "run", progress=False)
+    assert stopped.value.status == 128 + signum
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_leaves_a_checkpoint_like_ctrl_c(
+    quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = iter([signal.SIGTERM])
+    press = lambda self: [signal.raise_signal(each) for each in once] and None
+    monkeypatch.setattr(Recorder, "reached_target", press)
+    with pytest.raises(Stopped, match=r"^stopped at iteration 2 of") as stopped:
+        quick(tmp_path / "run", log_every=1)
+    assert stopped.value.status == 143
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "000000002"
+
+
+def test_a_signal_at_the_very_end_is_not_lost(quick: Quick, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script of several runs does not go on with the next one."""
+    finish = Recorder.finish
+    press = lambda self, *given: [finish(self, *given), signal.raise_signal(signal.SIGINT)][0]
+    monkeypatch.setattr(Recorder, "finish", press)
+    with pytest.raises(Stopped, match="what was running had come to its end"):
+        quick()
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored(quick: Quick) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stoppable() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Two runs, one folder
+
+
+def test_a_folder_that_is_being_written_names_its_holder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with (
+        folder.claimed(run),
+        pytest.raises(folder.Taken, match=rf"run is being written by process {os.getpid()} "),
+    ):
+        rljax.train("ppo", WALK, CONFIG, out=run, progress=False)
+    assert not run.exists()
+    with folder.claimed(run):
+        (run / "note").write_text("kept")
+    assert [path.name for path in run.iterdir()] == ["note"]
+
+
+def test_a_folder_whose_writer_was_killed_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, pathlib; from rljax.runs import folder\n"
+        f"with folder.claimed(pathlib.Path({str(tmp_path / 'run')!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "run" / folder.LOCK).exists()
+    with folder.claimed(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_default_folder_that_was_taken_meanwhile_becomes_the_next(tmp_path: Path) -> None:
+    asked = []
+
+    def start(out: Path) -> Path:
+        asked.append(out.name)
+        if len(asked) == 1:  # another process was faster
+            out.mkdir()
+            raise folder.Taken("taken")
+        return out
+
+    assert in_folder(False, start, out=tmp_path / "run").name == "run-2"
+    assert asked == ["run", "run-2"]
+    asked.clear()
+    with pytest.raises(folder.Taken):
+        in_folder(True, start, out=tmp_path / "mine")
+
+
+# Memory
+
+
+def test_a_replay_that_does_not_fit_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        RunError, match=r"dqn on Walk keeps [\d.]+ GiB, of which .* are free: lower buffer_size"
+    ):
+        rljax.train(
+            "dqn",
+            WALK,
+            {"hidden_sizes": (8,), "buffer_size": 2 * 10**9},
+            out=tmp_path / "run",
+            progress=False,
+        )
+    assert not (tmp_path / "run").exists()
 
 
 # NaN

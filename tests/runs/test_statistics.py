@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rljax.runs import statistics
 from rljax.runs.statistics import curve_interval, headline, iqm, stratified_bootstrap_interval
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -198,3 +199,23 @@ def test_headline_does_not_leave_a_diverged_seed_out():
     with pytest.raises(ValueError, match="no seeds"):
         headline([], 8)
     json.dumps(headline(np.float32([1, 2, 3]).tolist(), np.int64(4)), allow_nan=False)  # pyright: ignore
+
+
+# What an evaluation counts
+
+
+def test_completions_without_a_score_are_left_out_and_counted() -> None:
+    totals = np.array([[1.0, 99.0, 3.0], [5.0, 7.0, 99.0], [2.0, 4.0, 6.0]])
+    complete = np.array([[True, False, True], [True, True, False], [True, True, True]])
+    found = statistics.measured("return", True, totals, np.ones((3, 3)), complete)
+    np.testing.assert_array_equal(found.means, [2.0, 6.0, 4.0])
+    assert found.number == 2
+    assert found.note == "2 of 9 completions could not be scored and are left out"
+    none = statistics.measured("return", True, totals, np.ones((3, 3)), np.zeros((3, 3), bool))
+    assert np.isnan(none.means).all()
+    assert none.number == 0
+
+
+def test_a_loss_is_the_mean_over_all_tokens() -> None:
+    found = statistics.measured("loss", True, [[6.0, 2.0]], [[3, 1]], [[True, True]])
+    assert found == (2.0, 2, "")

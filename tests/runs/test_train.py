@@ -1,5 +1,6 @@
 """Train: what it writes, what it takes, what it refuses, and what it starts from."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax.algorithms import ppo
+from rljax import algorithms
+from rljax.algorithms import dqn, ppo, sac
 from rljax.checks import RunError
 from rljax.envs import wrappers
 from rljax.runs import checkpoint, load
@@ -235,6 +237,7 @@ def test_a_mistake_does_not_use_up_the_folder(quick: Quick, whole: Result, tmp_p
     with pytest.raises(ValueError, match="has members 0 to 2"):
         quick(run, init=whole.folder, init_member=3)
     assert not (run / "config.json").exists()
+    run.mkdir(exist_ok=True)
     (run / "notes.txt").write_text("a user's own")
     assert quick(run).summary["state_sha256"] == whole.summary["state_sha256"]
     assert (run / "notes.txt").read_text() == "a user's own"
@@ -272,6 +275,43 @@ def test_init_takes_parameters_and_statistics_and_nothing_else(
         if member is not None and name in taken:
             right = np.broadcast_to(right[member], leaf.shape)
         np.testing.assert_array_equal(leaf, right, err_msg=name)
+
+
+def test_targets_begin_as_copies_of_what_they_track(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as they were in the other run, and not as they were drawn."""
+
+    def state(module: Any, params: Any, target: Any, other: float) -> Any:
+        parts = {field.name: np.full((2, 1), other) for field in dataclasses.fields(module.State)}
+        return module.State(**parts | {"params": params, "target_params": target})
+
+    monkeypatch.setattr(load.folder, "read", lambda run: {})
+    pair = lambda one, two: sac.Params({"w": np.full((2, 3), one)}, {"w": np.full((2, 3), two)}, np.ones(2))
+    whole = lambda value: np.full((2, 3), value)
+    targets = {"w": whole(5.0)}
+    for name, there, here in (
+        ("dqn", state(dqn, whole(4.0), whole(5.0), 6.0), state(dqn, whole(0.0), whole(0.0), 0.0)),
+        (
+            "sac",
+            state(sac, pair(3.0, 4.0), targets, 6.0),
+            state(sac, pair(0.0, 0.0), {"w": whole(0.0)}, 0.0),
+        ),
+    ):
+        checkpoint.save(tmp_path / name / "checkpoints", 1, there, {}, 1)
+        found = load.transplant(here, tmp_path / name, None)
+        for leaf in jax.tree.leaves(found.target_params):
+            np.testing.assert_array_equal(leaf, np.full((2, 3), 4.0))
+        assert found.worlds.max() == found.iteration.max() == 0
+        assert found.normalizer.min() == 6
+        assert (jax.tree.leaves(found.params)[0] > 0).all()
+
+
+def test_each_state_says_what_another_run_may_start_from() -> None:
+    for name in (*algorithms.NAMES, *algorithms.TEXT):
+        fields = {field.name: field.metadata for field in dataclasses.fields(algorithms.get(name).State)}
+        assert fields["params"]["carried"] == "", name
+        for target in (field for field in fields if "target" in field):
+            assert fields[target]["carried"].split(".")[0] == "params", name
+        assert "carried" in fields.get("normalizer", {"carried": ""}), name
 
 
 def test_init_from_one_member_starts_all(quick: Quick, tmp_path: Path) -> None:
