@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any, Union
 
-from rljax.runs.stopping import stoppable
+from rljax.runs.stopping import signal_of, stoppable
 
 ABOUT = """Reinforcement learning in JAX: training runs compiled whole, mapped over seeds and configurations.
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:  # help, or what tyro found wrong and has printed
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt as error:
-        return _complain(error, "rljax: " + (str(error) or "interrupted"), getattr(error, "status", 130))
+        return _complain(error, "rljax: " + (str(error) or "interrupted"), 128 + signal_of(error))
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough: quiet, as rich is
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -16,17 +16,19 @@ from typing import Any
 SIGNALS = signal.SIGINT, signal.SIGTERM
 
 
-class Stopped(KeyboardInterrupt):
-    """A run that was asked to stop has stopped, with all that it had computed saved."""
+def stopped(text: str, signum: int) -> KeyboardInterrupt:
+    """What a run raises that was asked to stop and has saved all that it had computed.
 
-    def __init__(self, text: str, signum: int) -> None:
-        super().__init__(text)
-        self.signum = signum
+    No class of its own: Python ends a script with the status of Ctrl-C for KeyboardInterrupt itself alone.
+    """
+    error = KeyboardInterrupt(text)
+    vars(error)["signum"] = signum
+    return error
 
-    @property
-    def status(self) -> int:
-        """The exit status of a process that ends for this reason: 130 after Ctrl-C, 143 after SIGTERM."""
-        return 128 + self.signum
+
+def signal_of(error: KeyboardInterrupt) -> int:
+    """The signal that asked for it."""
+    return vars(error).get("signum", signal.SIGINT)
 
 
 class Stop:
@@ -45,9 +47,9 @@ class Stop:
         return self.signum != 0
 
     def check(self, text: str) -> None:
-        """Raises: Stopped where a signal has come."""
+        """Raises: KeyboardInterrupt where a signal has come."""
         if self.signum:
-            raise Stopped(text, self.signum)
+            raise stopped(text, self.signum)
 
 
 def _installed() -> Stop | None:
@@ -56,7 +58,7 @@ def _installed() -> Stop | None:
 
 
 def check(text: str = "interrupted before training began: nothing is lost") -> None:
-    """Raises: Stopped where the block of `stoppable` that this is called in has noted a signal."""
+    """Raises: KeyboardInterrupt where the block of `stoppable` that this is called in has noted a signal."""
     if (stop := _installed()) is not None:
         stop.check(text)
 
@@ -68,8 +70,8 @@ def stoppable(finished: str = "interrupted; what was running had come to its end
     Signals that the process ignores (as under nohup) or handles itself (SIGTERM) are left as they are, and so
     are those of another thread than the main one.
 
-    Raises: Stopped with the text `finished` at the end of the outermost block, where a signal was noted and
-    nothing has stopped for it.
+    Raises: KeyboardInterrupt with the text `finished` at the end of the outermost block, where a signal was
+    noted and nothing has stopped for it.
     """
     outer = _installed()
     if outer is not None:

@@ -123,12 +123,11 @@ def sweep(
                     options=chosen,
                     cache=cache,
                 )
-            except stopping.Stopped as stopped:
+            except KeyboardInterrupt as error:
                 done = f"; {name} is a run of its own in {run}" if run else ""
                 text = f"sweep stopped in part {index + 1} of {len(pieces)}{done}"
-                raise stopping.Stopped(
-                    f"{text}; a sweep does not resume: start it again", stopped.signum
-                ) from stopped
+                told = f"{text}; a sweep does not resume: start it again"
+                raise stopping.stopped(told, stopping.signal_of(error)) from error
             results.append(result)
             for member, (member_seed, value) in enumerate(
                 zip(part.seeds, result.summary[result.summary["headline"]]["per_seed"], strict=True)

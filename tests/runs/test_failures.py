@@ -21,7 +21,7 @@ from rljax.cli.options import in_folder
 from rljax.envs import probes
 from rljax.runs import checkpoint, engine, folder, train
 from rljax.runs.record import Recorder, Result
-from rljax.runs.stopping import Stopped, stoppable
+from rljax.runs.stopping import signal_of, stoppable
 from rljax.types import Env
 from tests.runs.tiny import CONFIG, ITERATIONS, PER_ITERATION, WALK, Quick, checkpoints, rows, strict
 
@@ -170,9 +170,7 @@ def test_ctrl_c_of_a_process(tmp_path: Path) -> None:
         process.wait()
     iteration = checkpoint.restore(checkpoint.latest(run / "checkpoints")).iteration
     total = 10**9 // PER_ITERATION
-    assert told.startswith(
-        f"rljax.runs.stopping.Stopped: stopped at iteration {iteration} of {total}; checkpoint "
-    )
+    assert told.startswith(f"KeyboardInterrupt: stopped at iteration {iteration} of {total}; checkpoint ")
     assert rows(run)[-1]["iteration"] == iteration
 
 
@@ -199,9 +197,9 @@ def test_a_signal_before_training_ends_the_run_and_leaves_no_folder(
     monkeypatch.setattr(engine, "build", pressing(build) if stage == "build" else built)
     if stage == "first states":
         monkeypatch.setattr(train, "_first_states", pressing(train._first_states))
-    with pytest.raises(Stopped, match="interrupted before training began") as stopped:
+    with pytest.raises(KeyboardInterrupt, match="interrupted before training began") as stopped:
         rljax.train("ppo", WALK, CONFIG, out=tmp_path / "run", progress=False)
-    assert stopped.value.status == 128 + signum
+    assert signal_of(stopped.value) == signum
     assert not (tmp_path / "run").exists()
 
 
@@ -211,9 +209,9 @@ def test_sigterm_leaves_a_checkpoint_like_ctrl_c(
     once = iter([signal.SIGTERM])
     press = lambda self: [signal.raise_signal(each) for each in once] and None
     monkeypatch.setattr(Recorder, "reached_target", press)
-    with pytest.raises(Stopped, match=r"^stopped at iteration 2 of") as stopped:
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped at iteration 2 of") as stopped:
         quick(tmp_path / "run", log_every=1)
-    assert stopped.value.status == 143
+    assert signal_of(stopped.value) == signal.SIGTERM
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "000000002"
 
 
@@ -222,7 +220,7 @@ def test_a_signal_at_the_very_end_is_not_lost(quick: Quick, monkeypatch: pytest.
     finish = Recorder.finish
     press = lambda self, *given: [finish(self, *given), signal.raise_signal(signal.SIGINT)][0]
     monkeypatch.setattr(Recorder, "finish", press)
-    with pytest.raises(Stopped, match="what was running had come to its end"):
+    with pytest.raises(KeyboardInterrupt, match="what was running had come to its end"):
         quick()
 
 
