@@ -168,9 +168,11 @@ def table(content: dict[str, Any]) -> str:
         "target",
     ]
     columns += ["seconds", "steps/s"]
+    from rljax.runs.statistics import headline
+
     rows = []
     for name, row in found:
-        scores = row["return"]
+        scores = headline(row["return"]["per_seed"], row["return"].get("episodes", 0))
         known = [score for score in scores["per_seed"] if score is not None]
         rows.append(
             [

@@ -390,13 +390,15 @@ def throughput_table(content: dict[str, Any]) -> str:
 
 def parity_table(content: dict[str, Any]) -> str:
     """A row per case and system: the returns of the greedy policies after equally many steps."""
+    from rljax.runs.statistics import stratified_bootstrap_interval
+
     order = lambda each: (list(CASES).index(each["case"]), list(NAMES).index(each["system"]))
     columns = ["case", "system", "steps", "seeds", "IQM", "95 % interval", "worst to best seed", "seconds"]
     rows = []
     for each in sorted(content["cases"].values(), key=order):
         cells = [f"{each['steps']:,}"]
         if "iqm" in each:
-            low, high = each["ci95"]
+            low, high = stratified_bootstrap_interval(each["returns"])
             cells += [str(len(each["returns"])), f"{each['iqm']:.1f}", f"{low:.1f} to {high:.1f}"]
             cells += [f"{min(each['returns']):.1f} to {max(each['returns']):.1f}", f"{each['seconds']:.0f}"]
         else:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax.runs.statistics import curve_interval, iqm, stratified_bootstrap_interval
+from rljax.runs.statistics import FEWEST, curve_interval, iqm, stratified_bootstrap_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")
@@ -40,7 +40,7 @@ class Panel(NamedTuple):
 
 
 def curves(panels: Sequence[Panel], path: Path) -> Path:
-    """A PNG of learning curves, one subplot per panel: IQM over seeds, 95 % band from three seeds."""
+    """A PNG of learning curves, one subplot per panel: IQM over seeds, 95 % band from five seeds."""
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     width = 4.9 if columns > 1 else 6.4 if len(panels[0].lines) <= 8 else 9.0
@@ -66,7 +66,7 @@ def _panel(axes: Any, panel: Panel) -> None:
         steps, values = line.steps[pick], line.values[:, pick]
         if len(values) == 2:
             axes.plot(steps, values.T, color=color, linewidth=0.8, alpha=0.35)
-        if len(values) >= 3:
+        if len(values) >= FEWEST:
             low, high = curve_interval(values).T
             axes.fill_between(
                 steps, low, high, color=color, alpha=0.2 if len(colors) <= 8 else 0.05, linewidth=0
@@ -113,7 +113,7 @@ def response(
     joined = numeric and len(kept) > 1  # nothing lies between two names
     style = {"color": COLORS[0], "linewidth": 1.8, "markersize": 5, "label": "IQM over seeds"}
     axes.plot(x, y, "o-" if joined else "o", **style)
-    if kept and all(len(finite[i]) >= 3 for i in kept):
+    if kept and all(len(finite[i]) >= FEWEST for i in kept):
         ends = np.array([stratified_bootstrap_interval(finite[i]) for i in kept]).T
         label = "95 % bootstrap interval"
         if joined:

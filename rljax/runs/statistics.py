@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+FEWEST = 5  # seeds of which an interval is given: of fewer none of the resampled ones covers the truth
 _BLOCK = 4_000_000  # resampled numbers in memory at once
 
 
@@ -42,7 +43,11 @@ def stratified_bootstrap_interval(
     samples: int = 2000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Percentile-bootstrap interval (2,) of a statistic over seeds, [low, high].
+    """Expanded percentile-bootstrap interval (2,) of a statistic over seeds, [low, high].
+
+    Percentiles of resampled seeds alone are too narrow for few of them: for 5 to 10 seeds of a normal
+    distribution they cover the IQM in 90 to 93 of 100 cases, expanded in 93 to 97 (Hesterberg 2015,
+    arXiv:1411.5279, section 4.3).
 
     Args:
         values: (S,) one number per seed, or (S, K) for K tasks, whose seeds are resampled independently of
@@ -61,7 +66,7 @@ def stratified_bootstrap_interval(
         statistic(np.take_along_axis(array[None], index, axis=1).reshape(len(index), -1), axis=1)
         for index in _indices(array.shape, samples, seed)
     ]
-    return _percentiles(np.concatenate(blocks), confidence)
+    return _percentiles(np.concatenate(blocks), _expanded(confidence, len(array)))
 
 
 def curve_interval(
@@ -78,9 +83,9 @@ def curve_interval(
     array = np.asarray(values, np.float64)
     _check(array, confidence, samples)
     index = np.concatenate(list(_indices((len(array), 1), samples, seed)))[..., 0]  # (samples, S)
-    width = max(1, _BLOCK // index.size)
+    width, wider = max(1, _BLOCK // index.size), _expanded(confidence, len(array))
     blocks = [
-        _percentiles(statistic(array[:, start : start + width][index], axis=1), confidence)
+        _percentiles(statistic(array[:, start : start + width][index], axis=1), wider)
         for start in range(0, array.shape[1], width)
     ]
     return np.concatenate(blocks) if blocks else np.zeros((0, 2))
@@ -93,7 +98,7 @@ def headline(per_seed: Sequence[float | None], episodes: int) -> dict[str, Any]:
         per_seed: the main number of each of S seeds, itself a mean over `episodes` episodes.
         episodes: how many complete episodes were counted per seed.
 
-    `ci95` is the 95 % stratified-bootstrap interval [low, high] of the IQM, None under 3 seeds. A seed
+    `ci95` is the 95 % stratified-bootstrap interval [low, high] of the IQM, None under 5 seeds. A seed
     without a finite number is None in `per_seed`, and then so are mean, iqm and ci95: a diverged seed is not
     left out.
     ValueError for no seeds.
@@ -106,7 +111,7 @@ def headline(per_seed: Sequence[float | None], episodes: int) -> dict[str, Any]:
     return {
         "mean": float(np.mean(found)) if whole else None,
         "iqm": float(iqm(found)) if whole else None,
-        "ci95": stratified_bootstrap_interval(found).tolist() if whole and len(found) >= 3 else None,
+        "ci95": stratified_bootstrap_interval(found).tolist() if whole and len(found) >= FEWEST else None,
         "per_seed": numbers,
         "episodes": int(episodes),
     }
@@ -165,6 +170,19 @@ def _indices(shape: tuple[int, ...], samples: int, seed: int) -> Iterator[np.nda
     block = max(1, _BLOCK // max(1, math.prod(shape)))
     for start in range(0, samples, block):
         yield generator.integers(shape[0], size=(min(block, samples - start), *shape))
+
+
+def _expanded(confidence: float, number: int) -> float:
+    """The confidence at which percentiles of resamples of `number` seeds are as wide as Student's t makes an
+    interval of the mean: resamples vary by (n − 1) / n too little, and a quantile of the normal distribution
+    knows nothing of an estimated variance.
+    """
+    if number < 2:
+        return confidence
+    from scipy import stats
+
+    reach = math.sqrt(number / (number - 1)) * stats.t.ppf((1 + confidence) / 2, number - 1)
+    return float(2 * stats.norm.cdf(reach) - 1)
 
 
 def _percentiles(resampled: np.ndarray, confidence: float) -> np.ndarray:

@@ -57,7 +57,7 @@ def test_summary_json(whole: Result) -> None:
     assert block["mean"] == pytest.approx(np.mean(block["per_seed"]))
     assert len(block["per_seed"]) == 3
     assert block["episodes"] == 4
-    assert block["ci95"][0] <= block["iqm"] <= block["ci95"][1]
+    assert block["ci95"] is None  # of three seeds
     assert all(0 < each <= 20 for each in block["per_seed"])
     seconds = summary["steps"] * summary["seeds"] / summary["steps_per_second"]
     assert seconds == pytest.approx(rows(whole.folder, timings=True)[-1]["seconds"], abs=0.01)
