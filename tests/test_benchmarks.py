@@ -174,14 +174,14 @@ def test_a_target_is_met_by_the_interquartile_mean():
 
 
 def test_score_table():
-    row = {"steps": 1_000_000, "seeds": 4, "target": -80, "met": True, "device": "a core"}
+    row = {"steps": 1_000_000, "seeds": 5, "target": -80, "met": True, "device": "a core"}
     row |= {"seconds": 61.4, "steps_per_second": 250_000.0}
-    row["return"] = {"iqm": -79.06, "ci95": [-80.0, -78.0], "per_seed": [-78.0, -79.0, None, -81.0]}
+    row["return"] = {"iqm": -79.06, "ci95": None, "per_seed": [-79.06] * 5}
     diverged = row | {"met": False, "return": {"iqm": None, "ci95": None, "per_seed": [None]}}
     rows = {"reinforce/CartPole-v1": diverged, "ppo/Acrobot-v1": row}
     lines = scores.table({"rows": rows}).splitlines()
     assert lines[2].startswith(
-        "| ppo, Acrobot-v1 | 1M | 4 | −79.1 | −80.0 to −78.0 | −81.0 to −78.0 | -80 met | 61 | 250k |"
+        "| ppo, Acrobot-v1 | 1M | 5 | −79.1 | −79.1 to −79.1 | −79.1 to −79.1 | -80 met | 61 | 250k |"
     )
     assert "| diverged | – | – | -80 missed |" in lines[3]
     assert len({line.count("|") for line in lines[:4]}) == 1
@@ -356,12 +356,12 @@ def test_off_policy_throughput_table():
 
 def test_parity_table():
     done = {"case": "td3", "system": "rljax", "steps": 10_000, "seconds": 9.6, "iqm": -160.04}
-    done |= {"ci95": [-170.0, -150.0], "returns": [-190.0, -160.0, -140.0]}
+    done |= {"ci95": [-170.0, -150.0], "returns": [-160.04] * 5}
     failed = {"case": "td3", "system": "sb3", "steps": 10_000, "error": "gone"}
     content = {"benchmark": "off_policy_parity", "hardware": "a core", "cases": {"b": failed, "a": done}}
     lines = off_policy.show(content).splitlines()
     assert lines[4].startswith(
-        "| TD3 | rljax | 10,000 | 3 | −160.0 | −170.0 to −150.0 | −190.0 to −140.0 | 10 |"
+        "| TD3 | rljax | 10,000 | 5 | −160.0 | −160.0 to −160.0 | −160.0 to −160.0 | 10 |"
     )
     assert lines[5] == "| TD3 | Stable-Baselines3 | 10,000 | – | failed | – | – | – |"
     assert len({line.count("|") for line in lines[2:]}) == 1
