@@ -1,0 +1,778 @@
+"""Deliberate breaks: which of them does no test notice?
+
+    python benchmarks/mutations.py                       # all, about half a minute each on one core
+    python benchmarks/mutations.py --only "ppo|trace"    # those whose name or file matches
+    python benchmarks/mutations.py --tests tests/algorithms    # with other tests than those named here
+
+Each break replaces a text that occurs once in a file of a copy of the checkout; the tests named beside it are
+run on the copy and should fail. The copy's own tests are run first, unbroken: a break that is "caught" by
+tests that fail anyway says nothing. What survives is printed at the end, and the exit status is 1 where
+something does. Not part of the tests, which only check that every break still applies
+(tests/updates/test_mutations.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 900.0  # seconds of one run of tests; a break that hangs is noticed, too
+
+ON_POLICY = "tests/updates/test_on_policy.py"
+REPLAY = "tests/updates/test_replay_methods.py"
+TEXT = "tests/updates/test_text.py"
+SCHEDULES = "tests/updates/test_schedules.py"
+
+
+class Break(NamedTuple):
+    """One deliberate mistake."""
+
+    name: str
+    file: str  # below rljax/
+    old: str  # occurs once in the file
+    new: str
+    tests: tuple[str, ...]  # that should fail
+    why: str
+
+
+BREAKS = (
+    # named in issues as unnoticed
+    Break(
+        "epsilon-curve",
+        "algorithms/value_based.py",
+        "epsilon = schedules.interpolate(*ends, progress,",
+        "epsilon = schedules.interpolate(*ends, progress**2,",
+        (SCHEDULES,),
+        "ε of the deep Q methods on a wrong curve",
+    ),
+    Break(
+        "double-is-max",
+        "algorithms/dqn.py",
+        '"double": _double,',
+        '"double": _max,',
+        (REPLAY,),
+        "double DQN silently the plain one",
+    ),
+    Break(
+        "no-munchausen",
+        "algorithms/dqn.py",
+        "return batch.reward + bonus + batch",
+        "return batch.reward + 0 * bonus + batch",
+        (REPLAY,),
+        "Munchausen DQN without its bonus",
+    ),
+    Break(
+        "beta-backwards",
+        "replay.py",
+        "exponent = config.importance_exponent + (1 - config.importance_exponent) *",
+        "exponent = 1 - (1 - config.importance_exponent) *",
+        (SCHEDULES,),
+        "β of prioritised replay annealed backwards",
+    ),
+    Break(
+        "c51-weights",
+        "algorithms/c51.py",
+        "return (batch.weight * losses).mean()",
+        "return losses.mean()",
+        (REPLAY,),
+        "importance weights ignored in C51",
+    ),
+    Break(
+        "sac-weights",
+        "algorithms/sac.py",
+        "return (batch.weight * 0.5 *",
+        "return (0.5 *",
+        (REPLAY,),
+        "importance weights ignored in SAC",
+    ),
+    Break(
+        "dqn-unclipped",
+        "algorithms/value_based.py",
+        "clip = optax.clip_by_global_norm(config.max_grad_norm)",
+        "clip = optax.identity()",
+        (REPLAY,),
+        "no gradient clipping in the DQN family",
+    ),
+    Break(
+        "ppo-whitening",
+        "algorithms/ppo.py",
+        '"minibatch":\n                advantage = masked.whiten(advantage)',
+        '"minibatch":\n                advantage = masked.centred(advantage)',
+        (ON_POLICY,),
+        "PPO's whitening without the scale",
+    ),
+    Break(
+        "clip-schedule",
+        "algorithms/ppo.py",
+        "clip = config.clip * schedules.factor(config.clip_schedule, progress)",
+        "clip = config.clip",
+        (ON_POLICY,),
+        "clip_schedule ignored",
+    ),
+    Break(
+        "scaler-reset",
+        "math/normalizers.py",
+        "return jnp.where(done, 0.0, running), running",
+        "return running, running",
+        (ON_POLICY,),
+        "the reward scaler never reset",
+    ),
+    Break(
+        "pqn-lambda",
+        "algorithms/pqn.py",
+        "best(worlds.obs), config.discount, config.trace_decay",
+        "best(worlds.obs), config.discount, config.trace_decay / 2",
+        (ON_POLICY,),
+        "PQN with half its λ",
+    ),
+    Break(
+        "text-decay",
+        "algorithms/language.py",
+        "optax.add_decayed_weights(config.weight_decay, decay_mask),",
+        "optax.identity(),",
+        (TEXT,),
+        "text algorithms without weight decay",
+    ),
+    Break(
+        "text-rate",
+        "algorithms/language.py",
+        "rate = config.learning_rate * warm * schedules.factor(config.schedule, iteration * share)",
+        "rate = config.learning_rate + 0 * warm",
+        (
+            TEXT,
+            SCHEDULES,
+        ),
+        "text algorithms at a constant rate",
+    ),
+    Break(
+        "plain-values",
+        "algorithms/rlhf_ppo.py",
+        "losses.VALUE_LOSSES[config.value_loss](value,",
+        'losses.VALUE_LOSSES["clipped"](value,',
+        (TEXT,),
+        'value_loss="plain" ignored by rlhf_ppo',
+    ),
+    # mathematics
+    Break(
+        "gae-trace",
+        "math/returns.py",
+        "discount * next_value - value, discount * trace, 0.0)",
+        "discount * next_value - value, discount, 0.0)",
+        ("tests/math/test_returns.py",),
+        "GAE with λ = 1",
+    ),
+    Break(
+        "lambda-bootstrap",
+        "math/returns.py",
+        "return _accumulate(reward + discount * (1 - trace) * next_value, discount * trace, next_value[-1])",
+        "return _accumulate(reward + discount * next_value, discount * trace, next_value[-1])",
+        ("tests/math/test_returns.py",),
+        "λ-returns that count the bootstrap twice",
+    ),
+    Break(
+        "lower-clip",
+        "math/losses.py",
+        "clipped = jnp.clip(ratio, 1 - clip,",
+        "clipped = jnp.clip(ratio, 0.0,",
+        ("tests/math/test_losses.py",),
+        "ratios without a lower bound",
+    ),
+    Break(
+        "value-clip",
+        "math/losses.py",
+        "near = value_old + jnp.clip(value - value_old, -clip, clip)",
+        "near = value_old + jnp.clip(value - value_old, -1.0, clip)",
+        ("tests/math/test_losses.py",),
+        "values clipped on one side",
+    ),
+    Break(
+        "quantile-side",
+        "math/action_values.py",
+        "weight = jnp.abs(tau[:, None] - (error < 0)",
+        "weight = jnp.abs(tau[:, None] - (error > 0)",
+        ("tests/math/test_action_values.py",),
+        "quantiles mirrored",
+    ),
+    Break(
+        "lost-mass",
+        "math/action_values.py",
+        "position = jnp.clip(position, 0.0, float(last))",
+        "position = jnp.clip(position, -1.0, last + 1.0)",
+        ("tests/math/test_action_values.py",),
+        "mass beyond the support lost",
+    ),
+    Break(
+        "group-deviation",
+        "math/groups.py",
+        "variance = jnp.sum(jnp.square(difference)) / jnp.maximum(count - 1, 1)",
+        "variance = jnp.sum(jnp.square(difference)) / jnp.maximum(count, 1)",
+        ("tests/math/test_groups.py",),
+        "GRPO's deviation of a population",
+    ),
+    Break(
+        "k3-sign",
+        "math/divergences.py",
+        "return jnp.expm1(log_ratio) - log_ratio",
+        "return jnp.expm1(log_ratio)",
+        ("tests/math/test_divergences.py",),
+        "k3 without its control variate",
+    ),
+    Break(
+        "merged-means",
+        "math/statistics.py",
+        " + weight * (1 - weight) * jnp.square(y - x)",
+        "",
+        ("tests/math/test_statistics.py",),
+        "merged variances without the distance of the means",
+    ),
+    Break(
+        "smoothing",
+        "math/preferences.py",
+        " - label_smoothing * wrong",
+        "",
+        ("tests/math/test_preferences.py",),
+        "DPO's label smoothing without its second half",
+    ),
+    Break(
+        "reward-bound",
+        "math/normalizers.py",
+        "return jnp.clip(reward / deviation, -10.0, 10.0)",
+        "return jnp.clip(reward / deviation, -1.0, 1.0)",
+        (ON_POLICY,),
+        "scaled rewards cut at ±1",
+    ),
+    Break(
+        "cosine",
+        "math/schedules.py",
+        "jnp.cos(jnp.pi * progress)",
+        "jnp.cos(progress)",
+        (SCHEDULES,),
+        "a cosine that never reaches 0",
+    ),
+    Break(
+        "line-search",
+        "math/optimization.py",
+        "accept(candidate), tried + 1, step * factor",
+        "accept(candidate), tried + 1, step * factor * factor",
+        (
+            "tests/math/test_optimization.py",
+            ON_POLICY,
+        ),
+        "a line search that shortens twice",
+    ),
+    Break(
+        "squash",
+        "math/distributions.py",
+        "return _gaussian_log_prob(parameters, action) - jnp.sum(log_slope, axis=-1)",
+        "return _gaussian_log_prob(parameters, action)",
+        ("tests/math/test_distributions.py",),
+        "densities of squashed actions without the slope",
+    ),
+    Break(
+        "sequence-weights",
+        "math/aggregation.py",
+        "rows = _count(jnp.any(mask, axis=1))",
+        "rows = mask.shape[0] * 1.0",
+        ("tests/math/test_aggregation.py",),
+        "absent completions counted",
+    ),
+    Break(
+        "controller",
+        "math/controllers.py",
+        "jnp.clip(kl / target - 1, -0.2, 0.2)",
+        "jnp.clip(kl / target - 1, -1.0, 0.2)",
+        ("tests/math/test_controllers.py",),
+        "the KL controller falls too fast",
+    ),
+    # algorithms of control
+    Break(
+        "value-target",
+        "algorithms/ppo.py",
+        "value_losses = value_loss(value, batch.value, batch.target, clip)",
+        "value_losses = value_loss(value, batch.value, batch.advantage, clip)",
+        (ON_POLICY,),
+        "PPO's value learns advantages",
+    ),
+    Break(
+        "entropy-sign",
+        "algorithms/ppo.py",
+        "- config.entropy_coefficient * entropy.mean()",
+        "+ config.entropy_coefficient * entropy.mean()",
+        (ON_POLICY,),
+        "PPO pays for certainty",
+    ),
+    Break(
+        "a2c-value",
+        "algorithms/a2c.py",
+        "+ config.value_coefficient * value_losses.mean()",
+        "+ value_losses.mean()",
+        (ON_POLICY,),
+        "value_coefficient ignored by A2C",
+    ),
+    Break(
+        "a2c-clip",
+        "algorithms/a2c.py",
+        "optax.clip_by_global_norm(config.max_grad_norm), OPTIMIZERS",
+        "optax.identity(), OPTIMIZERS",
+        (ON_POLICY,),
+        "no gradient clipping in A2C",
+    ),
+    Break(
+        "trpo-damping",
+        "algorithms/trpo.py",
+        "optimization.move(fisher(vector), config.damping, vector)",
+        "optimization.move(fisher(vector), 0.1, vector)",
+        (ON_POLICY,),
+        "damping ignored",
+    ),
+    Break(
+        "trpo-entropy",
+        "algorithms/trpo.py",
+        "config.entropy_coefficient * distribution.entropy(new).mean()",
+        "0 * distribution.entropy(new).mean()",
+        (ON_POLICY,),
+        "TRPO's entropy bonus ignored",
+    ),
+    Break(
+        "reinforce-rate",
+        "algorithms/reinforce.py",
+        "learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)",
+        "learning_rate = config.learning_rate + 0 * progress",
+        (SCHEDULES,),
+        "REINFORCE at a constant rate",
+    ),
+    Break(
+        "td3-noise",
+        "algorithms/td3.py",
+        "config.target_noise, config.target_noise_clip)",
+        "config.target_noise, 1e9)",
+        (REPLAY,),
+        "smoothing noise without a bound",
+    ),
+    Break(
+        "td3-least",
+        "algorithms/td3.py",
+        "batch.discount * value.min(axis=0)",
+        "batch.discount * value.mean(axis=0)",
+        (REPLAY,),
+        "the mean of two critics for the least",
+    ),
+    Break(
+        "ddpg-rate",
+        "algorithms/ddpg.py",
+        "updates, config.actor_learning_rate)",
+        "updates, config.learning_rate)",
+        (REPLAY,),
+        "the actor at the critic's rate",
+    ),
+    Break(
+        "sac-temperature",
+        "algorithms/sac.py",
+        "temperature * (entropy - target_entropy)",
+        "temperature * (entropy + target_entropy)",
+        (REPLAY,),
+        "entropy driven to the wrong target",
+    ),
+    Break(
+        "sac-entropy",
+        "algorithms/sac.py",
+        "(value - jnp.exp(params.log_temperature) * log_prob)",
+        "(value)",
+        (REPLAY,),
+        "SAC's target without entropy",
+    ),
+    Break(
+        "dsac-target",
+        "algorithms/discrete_sac.py",
+        "config.target_entropy_ratio * math.log(num_actions)",
+        "math.log(num_actions)",
+        (REPLAY,),
+        "target_entropy_ratio ignored",
+    ),
+    Break(
+        "target-every",
+        "algorithms/off_policy.py",
+        "due = (update + 1) % config.target_every == 0",
+        "due = update % config.target_every == 0",
+        (REPLAY,),
+        "targets move one update early",
+    ),
+    Break(
+        "qrdqn-munchausen",
+        "algorithms/qrdqn.py",
+        "return bonus[:, None] + _bootstrap(batch, soft)",
+        "return 0 * bonus[:, None] + _bootstrap(batch, soft)",
+        (REPLAY,),
+        "QR-DQN and IQN without the Munchausen bonus",
+    ),
+    Break(
+        "iqn-fractions",
+        "algorithms/iqn.py",
+        "z_target = lambda params, obs: z(params, obs, target_tau)",
+        "z_target = lambda params, obs: z(params, obs, tau)",
+        (REPLAY,),
+        "IQN's targets at the fractions that are learnt",
+    ),
+    Break(
+        "c51-choice",
+        "algorithms/c51.py",
+        '"double": lambda q, params, target_params, obs: q(params, obs)',
+        '"double": lambda q, params, target_params, obs: q(target_params, obs)',
+        (REPLAY,),
+        "C51's and Rainbow's double silently max",
+    ),
+    # replay and environments
+    Break(
+        "n-step-discount",
+        "replay.py",
+        "discount = jnp.where(going, discount * config.discount, discount)",
+        "discount = jnp.where(going, config.discount, discount)",
+        ("tests/test_replay.py",),
+        "γ for γⁿ",
+    ),
+    Break(
+        "final-observation",
+        "replay.py",
+        "cut = end == TRUNCATED\n    choose",
+        "cut = end == TERMINATED\n    choose",
+        ("tests/test_replay.py",),
+        "truncated steps followed by the next episode",
+    ),
+    Break(
+        "priority-exponent",
+        "replay.py",
+        "values = priority**config.priority_exponent",
+        "values = priority",
+        (SCHEDULES,),
+        "priority_exponent ignored",
+    ),
+    Break(
+        "weight-scale",
+        "replay.py",
+        "weight=batch.weight * rarity / rarity.max()",
+        "weight=batch.weight * rarity",
+        (SCHEDULES,),
+        "importance weights above 1",
+    ),
+    Break(
+        "truncation-ends",
+        "envs/vector.py",
+        "return discount * (1.0 - steps.terminated), next_value",
+        "return discount * (1.0 - done), next_value",
+        (
+            "tests/envs/test_vector.py",
+            ON_POLICY,
+        ),
+        "a time limit taken for an end",
+    ),
+    Break(
+        "trace-leaks",
+        "envs/vector.py",
+        "next_value, trace_decay * (1.0 - done)",
+        "next_value, trace_decay * (1.0 - steps.terminated)",
+        (
+            "tests/envs/test_vector.py",
+            ON_POLICY,
+        ),
+        "traces over the end of an episode",
+    ),
+    Break(
+        "progress",
+        "algorithms/off_policy.py",
+        "now = jnp.broadcast_to(times[-1] + 1, counts.shape)",
+        "now = jnp.broadcast_to(times[-1], counts.shape)",
+        (SCHEDULES,),
+        "samples that never see the newest row",
+    ),
+    # text
+    Break(
+        "temperature",
+        "algorithms/policy_loss.py",
+        "sampling.statistics(logits / config.temperature, tokens)",
+        "sampling.statistics(logits, tokens)",
+        (TEXT,),
+        "log-probabilities of another temperature than was sampled",
+    ),
+    Break(
+        "dual-clip",
+        "algorithms/grpo.py",
+        "config.clip, config.clip_high, config.dual_clip)",
+        "config.clip, config.clip_high)",
+        (TEXT,),
+        "dual_clip ignored",
+    ),
+    Break(
+        "overlong",
+        "algorithms/grpo.py",
+        "return reward - jnp.clip(over / config.overlong_buffer, 0.0, 1.0)",
+        "return reward",
+        (TEXT,),
+        "no penalty of length",
+    ),
+    Break(
+        "grpo-kl",
+        "algorithms/grpo.py",
+        "return surrogate + config.kl * DIVERGENCES[config.divergence]",
+        'return surrogate + config.kl * DIVERGENCES["k3"]',
+        (TEXT,),
+        "divergence ignored",
+    ),
+    Break(
+        "rloo-kl",
+        "algorithms/rloo.py",
+        "reward = reward - config.kl *",
+        "reward = reward + config.kl *",
+        (TEXT,),
+        "RLOO paid for distance",
+    ),
+    Break(
+        "missing-end",
+        "algorithms/rlhf_ppo.py",
+        "score - config.missing_end * ~rollout.stopped",
+        "score - config.missing_end * rollout.stopped",
+        (TEXT,),
+        "ends are fined",
+    ),
+    Break(
+        "moving-baseline",
+        "algorithms/text_reinforce.py",
+        '"moving": state.baseline / jnp.maximum(state.weight, 1e-8)',
+        '"moving": state.baseline',
+        (TEXT,),
+        "a moving average that starts at 0",
+    ),
+    Break(
+        "kto-point",
+        "algorithms/kto.py",
+        "return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))",
+        "return jax.lax.stop_gradient(0.0 * mean)",
+        (TEXT,),
+        "KTO without its reference point",
+    ),
+    Break(
+        "kto-weights",
+        "algorithms/kto.py",
+        "config.desirable_weight, config.undesirable_weight",
+        "config.undesirable_weight, config.undesirable_weight",
+        (TEXT,),
+        "desirable_weight ignored",
+    ),
+    Break(
+        "dpo-reference",
+        "algorithms/dpo.py",
+        "s = s - value(judgements.log_probs(base, fixed, pairs, config.chunk))",
+        "s = s - 0 * value(judgements.log_probs(base, fixed, pairs, config.chunk))",
+        (TEXT,),
+        "DPO without its reference",
+    ),
+    Break(
+        "reward-margin",
+        "algorithms/reward_model.py",
+        'margin = rows.margin if config.margin == "data" else 0.0',
+        "margin = 0.0",
+        (TEXT,),
+        "margins ignored",
+    ),
+    Break(
+        "centring",
+        "algorithms/reward_model.py",
+        "loss = loss + config.centring * centre",
+        "loss = loss + centre",
+        (TEXT,),
+        "centring's coefficient ignored",
+    ),
+    Break(
+        "judgement-weights",
+        "algorithms/judgements.py",
+        "return rows, rows.weight / jnp.where(total > 0, total, 1.0)",
+        "return rows, jnp.ones_like(rows.weight) / rows.weight.size",
+        (TEXT,),
+        "weights of judgements ignored",
+    ),
+    Break(
+        "micro-means",
+        "models/optimization.py",
+        "share = 1.0 / jnp.where(count > 0, count, 1).astype(jnp.float32)",
+        "share = 1.0 / (count.astype(jnp.float32) + 1)",
+        (
+            TEXT,
+            "tests/models/test_optimization.py",
+        ),
+        "a mean over one token too many",
+    ),
+    Break(
+        "pack-mask",
+        "text/data/pack.py",
+        "mask[row, column] = False",
+        "mask[row, column] = True",
+        ("tests/text/test_data.py",),
+        "the first token of a document predicted from another",
+    ),
+    Break(
+        "stop-token",
+        "text/decoding.py",
+        "alive=state.alive & ~jnp.any(token[:, None] == stop_ids[None, :], axis=1),",
+        "alive=state.alive,",
+        ("tests/text/test_generate.py",),
+        "nothing stops a completion",
+    ),
+    Break(
+        "min-p",
+        "math/sampling.py",
+        "best + jnp.log(jnp.maximum(jnp.asarray(p, logits.dtype), 0.0))",
+        "best + jnp.log(jnp.maximum(jnp.asarray(p, logits.dtype), 0.0)) / 2",
+        ("tests/math/test_sampling.py",),
+        "min-p of the square root",
+    ),
+    Break(
+        "end-reward",
+        "algorithms/completions.py",
+        "last = jnp.where(drawn, index, -1).max(axis=1, keepdims=True)",
+        "last = jnp.where(drawn, index, -1).max(axis=1, keepdims=True) * 0",
+        (
+            TEXT,
+            "tests/algorithms/test_text_rl.py",
+        ),
+        "rewards at the first token",
+    ),
+    # runs
+    Break(
+        "metric-means",
+        "runs/loop.py",
+        "name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c)",
+        "name: (t, c)",
+        (
+            "tests/runs/test_log.py",
+            "tests/runs/test_train.py",
+        ),
+        "a row tells of its last chunk only",
+    ),
+    Break(
+        "iqm",
+        "runs/statistics.py",
+        "stats.trim_mean(np.where(missing, 0.0, array), 0.25, axis)",
+        "stats.trim_mean(np.where(missing, 0.0, array), 0.1, axis)",
+        ("tests/runs/test_statistics.py",),
+        "an IQM that trims a tenth",
+    ),
+    Break(
+        "short-episodes",
+        "runs/engine.py",
+        "returns = returns + jnp.where(done, 0.0, reward)",
+        "returns = returns + reward",
+        (
+            "tests/runs/test_evaluate.py",
+            "tests/runs/test_train.py",
+        ),
+        "evaluation goes on after the end",
+    ),
+    Break(
+        "worst-checkpoint",
+        "runs/checkpoint.py",
+        "for _, path in sorted(scored, reverse=True)",
+        "for _, path in sorted(scored)",
+        ("tests/runs/test_checkpoint.py",),
+        "the worst checkpoint is the best",
+    ),
+    Break(
+        "same-keys",
+        "runs/cycle.py",
+        "return jax.random.fold_in(jax.random.fold_in(run_key, iteration), retry)",
+        "return jax.random.fold_in(run_key, retry)",
+        (
+            "tests/algorithms/test_contract.py",
+            "tests/runs/test_train.py",
+        ),
+        "every iteration draws the same numbers",
+    ),
+    Break(
+        "dropped-members",
+        "runs/engine.py",
+        "fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree))",
+        "fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:1], hosted(tree))",
+        ("tests/runs/test_train.py",),
+        "only one seed is told of",
+    ),
+)
+
+
+def copy(folder: Path) -> None:
+    """The checkout's files, those not committed yet included, below `folder`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.split("\n"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def passes(folder: Path, tests: tuple[str, ...]) -> bool:
+    """Whether these tests of the copy pass; no bytecode is kept, which could be of another break."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", *tests]
+    try:
+        ran = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return ran.returncode == 0
+
+
+def survives(folder: Path, each: Break, tests: tuple[str, ...]) -> bool:
+    """Whether the tests pass in spite of the break. ValueError where its text does not occur once."""
+    path = folder / "rljax" / each.file
+    whole = path.read_text()
+    if (found := whole.count(each.old)) != 1:
+        raise ValueError(f"break {each.name}: its text occurs {found} times in rljax/{each.file}: must be 1")
+    path.write_text(whole.replace(each.old, each.new))
+    try:
+        return passes(folder, tests)
+    finally:
+        path.write_text(whole)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", help="a pattern of names and files")
+    parser.add_argument("--tests", nargs="*", help="instead of those beside each break")
+    arguments = parser.parse_args()
+    chosen = [each for each in BREAKS if re.search(arguments.only, f"{each.name} {each.file}")]
+    sound: dict[tuple[str, ...], bool] = {}
+    left = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        copy(folder)
+        for each in chosen:
+            tests = tuple(arguments.tests or each.tests)
+            begun = time.perf_counter()
+            if tests not in sound:
+                sound[tests] = passes(folder, tests)
+            if not sound[tests]:
+                verdict = "no verdict: its tests fail without it"
+                left.append(each)
+            elif survives(folder, each, tests):
+                verdict = "SURVIVES"
+                left.append(each)
+            else:
+                verdict = "caught"
+            seconds = time.perf_counter() - begun
+            print(f"{each.name:20} {verdict:9} {seconds:5.0f} s  {each.why}", flush=True)
+    print(f"{len(chosen) - len(left)} of {len(chosen)} caught")
+    for each in left:
+        print(f"not caught: {each.name} in rljax/{each.file}: {each.why}")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
