@@ -76,10 +76,6 @@ def sweep(
     """
     chosen = record.options_from({"stop_on_nan": False} | options)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
-    if setup.env.host:
-        raise ValueError(
-            f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train"
-        )
     load.check_seed(seed, seeds)
     for field, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):

@@ -195,11 +195,6 @@ def train_members(
     config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
     total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
-    if env.host and (resume or options.checkpoint_every):
-        raise ValueError(
-            f"{env.name} lives on the host and its state cannot be saved: "
-            "leave out resume and checkpoint_every"
-        )
     judged = algorithms.headline(setup.algorithm)
     if options.target_return is not None and judged != "return":
         raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} has a {judged}")
