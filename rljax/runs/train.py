@@ -40,6 +40,7 @@ def train(
     warm_up: float | None = None,
     reward: Path | str | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
     **options: Any,
 ) -> Result:
     """Train `seeds` members, with seeds seed, seed + 1, …, in one compiled program.
@@ -60,7 +61,8 @@ def train(
         warm_up: on a task, the tokens for which `sft` trains a model of the Config's sizes where there is
             neither `init` nor `model`; None: as many as its preset says.
         reward: on a task, a run of reward_model whose members' mean takes the place of the task's rewards.
-        network: a Network of one's own, or for a Task a LanguageModel.
+        network: a Network of one's own (for actor and critic an ActorCritic), or for a Task a LanguageModel.
+        frozen: arrays that the algorithm is given beside the environment: td_lambda's policy.
         options: the fields of `Options`.
 
     Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong
@@ -71,6 +73,7 @@ def train(
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    load.check_frozen(algorithm, frozen)
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     cache: dict[Any, Any] = {}  # the program is compiled before the model that it begins with is trained
     spent = Seconds()
@@ -99,6 +102,7 @@ def train(
         init=init,
         init_member=init_member,
         network=network,
+        frozen=frozen,
         options=chosen,
         cache=cache,
         spent=spent,
@@ -184,6 +188,7 @@ def train_members(
     init: Path | str | None = None,
     init_member: int | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
     options: Options | None = None,
     cache: dict[Any, Any] | None = None,
     spent: Seconds | None = None,
@@ -199,7 +204,7 @@ def train_members(
     if options.target_return is not None and judged != "return":
         raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} has a {judged}")
     run = None if out is None else Path(out)
-    description = folder.describe(setup, swept, seeds, total, network is not None)
+    description = folder.describe(setup, swept, seeds, total, network is not None, frozen)
     if run is not None and isinstance(env, Task):
         description["frozen"] = folder.sums(env)
     title = f"{setup.algorithm} on {setup.env_name}"
@@ -208,7 +213,7 @@ def train_members(
         restored = _previous(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {title}")
-        program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
+        program = engine.build(setup.module.make, env, config, swept, seeds, network, frozen, cache)
         program.prepare(restored is None)
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
