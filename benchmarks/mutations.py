@@ -743,7 +743,7 @@ def survives(folder: Path, each: Break, tests: tuple[str, ...]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="a pattern of names and files")
     parser.add_argument("--tests", nargs="*", help="instead of those beside each break")
     arguments = parser.parse_args()

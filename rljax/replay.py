@@ -8,10 +8,10 @@
 
 Row t holds what all N environments did at time t; the observation that follows it is that of row t + 1 and is
 stored once, in its own dtype. Only a truncated episode has a true final observation that no row holds: the
-ring keeps those aside, one per environment and time limit, as no episode is truncated sooner than `max_steps`
-(where an environment breaks that promise, or makes none and has `max_steps` None, see `_finals`). `time`, the
-number of rows written, is no part of the ring: it follows from the iteration, so it is the same for all
-members of a sweep, and under `vmap` the writes stay slices instead of becoming scatters.
+ring keeps those aside, one per environment and row, or where no episode is truncated before the time limit
+(`truncates_early` is False) one per environment and time limit, see `_finals`. `time`, the number of rows
+written, is no part of the ring: it follows from the iteration, so it is the same for all members of a sweep,
+and under `vmap` the writes stay slices instead of becoming scatters.
 
 A sample costs O(batch · n_step) and uniform draws are with replacement, from 32 random bits modulo the number
 of transitions: the most and the least probable differ by a relative 2⁻³² · buffer_size. Prioritised draws
@@ -32,6 +32,7 @@ from rljax import checks
 from rljax.types import Array, Env, Key, PyTree
 
 ONGOING, TRUNCATED, TERMINATED = 0, 1, 2  # how a transition ends its episode
+NEVER = 2**30  # steps
 
 
 class Ring(NamedTuple):
@@ -97,10 +98,17 @@ def make(config: Any, env: Env) -> Replay:
     if config.learning_starts < rows:
         right = f"must be at least num_envs x n_step = {rows}, or there is nothing to learn from"
         checks.complain(config, "learning_starts", right)
-    return KINDS[config.replay](config, env.max_steps or 1)
+    return KINDS[config.replay](config, _gap(env))
 
 
-def _uniform(config: Any, max_steps: int) -> Replay:
+def _gap(env: Env) -> int:
+    """How many steps are at least between two truncations of one environment."""
+    if env.truncates_early:
+        return 1
+    return NEVER if env.max_steps is None else env.max_steps
+
+
+def _uniform(config: Any, gap: int) -> Replay:
     num_envs, n = config.num_envs, config.n_step
     num_rows = -(-config.buffer_size // num_envs) + n
 
@@ -110,46 +118,47 @@ def _uniform(config: Any, max_steps: int) -> Replay:
         drawn = (jax.random.bits(key, (config.batch_size,)) % size).astype(jnp.int32)
         start = oldest + drawn // num_envs
         index = start % num_rows * num_envs + drawn % num_envs
-        return _gather(ring, index, time, config, max_steps)
+        return _gather(ring, index, time, config, gap)
 
     return Replay(
-        init=lambda obs, action: _empty(obs, action, num_rows, max_steps, ()),
-        add=lambda ring, time, action, outcome, obs: _write(ring, time, action, outcome, obs, max_steps),
+        init=lambda obs, action: _empty(obs, action, num_rows, gap, ()),
+        add=lambda ring, time, action, outcome, obs: _write(ring, time, action, outcome, obs, gap),
         sample=sample,
         update=lambda ring, index, priority: ring,
     )
 
 
-def _prioritized(config: Any, max_steps: int) -> Replay:
+def _prioritized(config: Any, gap: int) -> Replay:
     num_envs, n = config.num_envs, config.n_step
     num_rows = -(-config.buffer_size // num_envs) + n
     fan = max(2, math.ceil((num_rows * num_envs) ** (1 / 3)))
     columns = jnp.arange(num_envs, dtype=jnp.int32)
 
     def init(obs: PyTree, action: PyTree) -> Ring:
-        leaves, blocks, top = (jnp.zeros(fan**level) for level in (3, 2, 1))
-        return _empty(obs, action, num_rows, max_steps, Priorities(leaves, blocks, top, jnp.float32(1)))
+        leaves, blocks, top = (jnp.zeros(fan**level, jnp.float32) for level in (3, 2, 1))
+        return _empty(obs, action, num_rows, gap, Priorities(leaves, blocks, top, jnp.float32(1)))
 
     def add(ring: Ring, time: Array, action: PyTree, outcome: Any, obs: PyTree) -> Ring:
-        ring = _write(ring, time, action, outcome, obs, max_steps)
+        ring = _write(ring, time, action, outcome, obs, gap)
         lost = (time + 1) % num_rows * num_envs + columns  # their first observation was overwritten
         whole = (time + 1 - n) % num_rows * num_envs + columns  # those whose n steps are complete now
         priority = jnp.where(time + 1 < n, 0.0, ring.priorities.largest)
-        values = jnp.concatenate([jnp.zeros(num_envs), jnp.full(num_envs, priority)])
+        values = jnp.concatenate([jnp.zeros(num_envs, jnp.float32), jnp.full(num_envs, priority)])
         return ring._replace(
             priorities=_set_priorities(ring.priorities, jnp.concatenate([lost, whole]), values)
         )
 
     def sample(key: Key, ring: Ring, time: Array, progress: Array) -> Batch:
         tree, total = ring.priorities, ring.priorities.top.sum()
-        strata = jnp.arange(config.batch_size) + jax.random.uniform(key, (config.batch_size,))
+        spread = jax.random.uniform(key, (config.batch_size,), jnp.float32)
+        strata = jnp.arange(config.batch_size, dtype=jnp.float32) + spread
         top = jnp.broadcast_to(tree.top[None], (config.batch_size, fan))
         block, rest = _descend(top, strata * (total / config.batch_size))
         inner, rest = _descend(tree.blocks.reshape(-1, fan)[block], rest)
         block = block * fan + inner
         inner, _ = _descend(tree.leaves.reshape(-1, fan)[block], rest)
         index = block * fan + inner
-        batch = _gather(ring, index, time, config, max_steps)
+        batch = _gather(ring, index, time, config, gap)
         exponent = config.importance_exponent + (1 - config.importance_exponent) * jnp.clip(progress, 0, 1)
         rarity = (tree.leaves[index] / total) ** -exponent
         return batch._replace(weight=batch.weight * rarity / rarity.max())
@@ -165,26 +174,24 @@ def _prioritized(config: Any, max_steps: int) -> Replay:
 KINDS: dict[str, Callable[[Any, int], Replay]] = {"uniform": _uniform, "prioritized": _prioritized}
 
 
-def _finals(num_rows: int, max_steps: int) -> int:
-    """How many true final observations an environment can have in the ring: one per bucket of `max_steps`
-    rows.
+def _finals(num_rows: int, gap: int) -> int:
+    """How many true final observations an environment can have in the ring: one per bucket of `gap` rows.
 
-    Two truncations of one environment are at least its time limit apart, so they never share a bucket; with
-    `max_steps` 1, which stands for an unknown limit, every row has its own. Where an environment truncates
-    sooner than it promised, the later one wins, and `_gather` gives the transition that lost its final
-    observation the weight 0 instead of a wrong target.
+    Two truncations of one environment are at least `gap` steps apart, so they never share a bucket. Where an
+    environment says that it does not truncate early and does, the later one wins, and `_gather` gives the
+    transition that lost its final observation the weight 0 instead of a wrong target.
     """
-    return (num_rows - 1) // max_steps + 2
+    return (num_rows - 1) // gap + 2
 
 
-def _empty(obs: PyTree, action: PyTree, num_rows: int, max_steps: int, priorities: Any) -> Ring:
-    finals = _finals(num_rows, max_steps)
+def _empty(obs: PyTree, action: PyTree, num_rows: int, gap: int, priorities: Any) -> Ring:
+    finals = _finals(num_rows, gap)
     zeros = lambda tree, rows: jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), tree)
     num_envs = jax.tree.leaves(obs)[0].shape[0]
     return Ring(
         obs=jax.tree.map(lambda ring, row: ring.at[0].set(row), zeros(obs, num_rows), obs),
         action=zeros(action, num_rows),
-        reward=jnp.zeros((num_rows, num_envs)),
+        reward=jnp.zeros((num_rows, num_envs), jnp.float32),
         end=jnp.zeros((num_rows, num_envs), jnp.int8),
         final=zeros(obs, finals),
         final_time=jnp.full((finals, num_envs), -1, jnp.int32),
@@ -192,7 +199,7 @@ def _empty(obs: PyTree, action: PyTree, num_rows: int, max_steps: int, prioritie
     )
 
 
-def _write(ring: Ring, time: Array, action: PyTree, outcome: Any, obs: PyTree, max_steps: int) -> Ring:
+def _write(ring: Ring, time: Array, action: PyTree, outcome: Any, obs: PyTree, gap: int) -> Ring:
     num_rows, row = ring.reward.shape[0], time % ring.reward.shape[0]
     put = lambda tree, new, at: jax.tree.map(
         lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), at, 0),
@@ -200,7 +207,7 @@ def _write(ring: Ring, time: Array, action: PyTree, outcome: Any, obs: PyTree, m
         new,
     )
     end = jnp.where(outcome.terminated, TERMINATED, jnp.where(outcome.truncated, TRUNCATED, ONGOING))
-    slot, cut = time // max_steps % ring.final_time.shape[0], end == TRUNCATED
+    slot, cut = time // gap % ring.final_time.shape[0], end == TRUNCATED
 
     def keep(whole: Array, new: Array) -> Array:
         """`new` (N, ...) where an episode was truncated, else what stands in the slot."""
@@ -218,7 +225,7 @@ def _write(ring: Ring, time: Array, action: PyTree, outcome: Any, obs: PyTree, m
     )
 
 
-def _gather(ring: Ring, index: Array, time: Array, config: Any, max_steps: int) -> Batch:
+def _gather(ring: Ring, index: Array, time: Array, config: Any, gap: int) -> Batch:
     """The transitions that start at these places of the flattened ring, index = row · N + environment."""
     num_rows, num_envs = ring.reward.shape
     row, column = index // num_envs, index % num_envs
@@ -226,8 +233,8 @@ def _gather(ring: Ring, index: Array, time: Array, config: Any, max_steps: int) 
         lambda x: x.reshape(-1, *x.shape[2:])[rows * num_envs + column], tree
     )
     start = time - 1 - (time - 1 - row) % num_rows  # the time at which the row was written
-    reward, stop = jnp.zeros(index.shape), start
-    discount, going = jnp.ones(index.shape), jnp.ones(index.shape, bool)
+    reward, stop = jnp.zeros(index.shape, jnp.float32), start
+    discount, going = jnp.ones(index.shape, jnp.float32), jnp.ones(index.shape, bool)
     end = jnp.zeros(index.shape, jnp.int8)
     for step in range(config.n_step):
         at = (row + step) % num_rows
@@ -235,7 +242,7 @@ def _gather(ring: Ring, index: Array, time: Array, config: Any, max_steps: int) 
         discount = jnp.where(going, discount * config.discount, discount)
         end, stop = jnp.where(going, take(ring.end, at), end), jnp.where(going, start + step, stop)
         going &= end == ONGOING
-    slot = stop // max_steps % ring.final_time.shape[0]
+    slot = stop // gap % ring.final_time.shape[0]
     cut = end == TRUNCATED
     choose = lambda final, following: jnp.where(
         cut.reshape(cut.shape + (1,) * (final.ndim - 1)), final, following
@@ -248,7 +255,7 @@ def _gather(ring: Ring, index: Array, time: Array, config: Any, max_steps: int) 
         next_obs=jax.tree.map(
             choose, take(ring.final, slot), take(ring.obs, (row + config.n_step) % num_rows)
         ),
-        weight=jnp.where(cut & (take(ring.final_time, slot) != stop), 0.0, 1.0),
+        weight=1.0 - (cut & (take(ring.final_time, slot) != stop)).astype(jnp.float32),
         index=index,
     )
 

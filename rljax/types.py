@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Array = jax.Array
 Key = jax.Array
@@ -56,12 +57,35 @@ class MultiDiscrete:
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """Real arrays between `low` and `high`, which broadcast to `shape` (±inf: unbounded)."""
+    """Real arrays between `low` and `high`, which broadcast to `shape` (±inf: unbounded).
+
+    A bound of the largest number that `dtype` or float32 can hold is none either, and becomes ±inf.
+    """
 
     low: Any
     high: Any
     shape: tuple[int, ...]
     dtype: Any = np.float32
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, _bound(getattr(self, name), self.dtype))
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether there is nothing between two neighbours: integers and booleans."""
+        return not jnp.issubdtype(self.dtype, jnp.inexact)
+
+
+def _bound(bound: Any, dtype: Any) -> Any:
+    """`bound` with ±inf for numbers that stand for no bound; a traced one as it is."""
+    if isinstance(bound, Tracer):
+        return bound
+    dtypes = [np.float32, dtype] if jnp.issubdtype(dtype, jnp.floating) else [np.float32]
+    largest = min(float(jnp.finfo(each).max) for each in dtypes)
+    array = np.asarray(bound)
+    none = np.abs(array.astype(np.float64)) >= largest
+    return np.where(none, np.copysign(np.inf, array), array)[()] if none.any() else bound
 
 
 # A space, or a dict or tuple of spaces for pytree observations.
@@ -80,10 +104,10 @@ class Env(NamedTuple):
     step: Callable  # (key, state, action) -> (observation, state, reward, terminated, truncated)
     observation_space: Space
     action_space: Space
-    # The time limit: no episode is longer, and none is truncated sooner. None: no limit, a traced one, or
-    # truncation for other reasons too.
-    max_steps: int | None = None
-    host: bool = False  # steps on the host through an ordered io_callback: no sweep, no exact resume
+    max_steps: int | None = None  # no episode is longer; None: no limit, or a traced one
+    # Whether an episode may be truncated before `max_steps`, or at all where that is None. Replay then has
+    # room for a true final observation beside every transition: True is always safe, False saves memory.
+    truncates_early: bool = True
     source: Any = None  # what it was adapted from: (gymnax environment, its parameters), or a tabular.MDP
 
 
@@ -181,8 +205,9 @@ class Task(NamedTuple):
 class Network(NamedTuple):
     """A network as two pure functions: all that an algorithm sees of one."""
 
-    init: Callable[..., PyTree]  # (key, observation) -> params
-    apply: Callable[..., Any]  # (params, observation) -> outputs, for any leading batch shape
+    # (key, observation) -> params; a critic gets an action too, and IQN's network fractions τ
+    init: Callable[..., PyTree]
+    apply: Callable[..., Any]  # (params, the same inputs) -> outputs, for any leading batch shape
 
 
 class Dropout(NamedTuple):

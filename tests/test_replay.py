@@ -11,6 +11,7 @@ import pytest
 
 from rljax import envs, replay
 from rljax.algorithms import dqn
+from rljax.envs import wrappers
 from rljax.envs.vector import Outcome, no_episodes
 from rljax.replay import ONGOING, TERMINATED, TRUNCATED
 from rljax.types import Box, Discrete, Env
@@ -105,6 +106,32 @@ def test_a_sample_is_what_happened(kind: str, n: int, limit: int | None, told: i
     kept = min(rows - n + 1, 4096 if rows < 30 else 20)
     assert seen == {(rows - n - age, env) for age in range(kept) for env in range(2)}
     assert (np.asarray(batch.weight) > 0).all()
+
+
+def test_a_time_limit_over_an_environment_that_truncates_by_itself_loses_nothing() -> None:
+    """Truncated after 3 steps, with a limit of 10: every final observation is there, none weighs 0."""
+    made_for, stream = config(batch_size=40), Stream(2, 3, 60, seed=0)
+    made = replay.make(made_for, wrappers.time_limit(world(None), 10))
+    ring, keys = stream.play(made), jax.random.split(jax.random.key(1), 50)
+    batches = jax.vmap(lambda key: made.sample(key, ring, jnp.int32(60), jnp.float32(0)))(keys)
+    batch = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), batches)
+    assert (np.asarray(batch.weight) == 1).all()
+    ends = 0
+    for i in range(2_000):
+        following = stream.expected(int(batch.obs[i, 0]), int(batch.obs[i, 1]), 1)[2]
+        assert not following or np.asarray(batch.next_obs[i]).tolist() == following
+        ends += bool(following) and following[2] == 1
+    assert ends > 200
+
+
+@pytest.mark.parametrize(
+    ("limit", "early", "rows"), [(7, True, 22), (7, False, 4), (None, True, 22), (None, False, 2)]
+)
+def test_room_for_final_observations_is_what_the_environment_says(limit: Any, early: bool, rows: int) -> None:
+    env = world(limit)._replace(truncates_early=early)
+    made = replay.make(config(batch_size=8), env)  # 20 rows and the one that follows
+    ring = jax.eval_shape(made.init, jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32))
+    assert ring.final.shape == (rows, 2, 3)
 
 
 def test_an_env_that_truncates_sooner_than_it_promised_loses_a_target_but_gets_no_wrong_one() -> None:

@@ -59,6 +59,9 @@ TEXT = {
     "text_reinforce": Kind("prompts", "return"),
 }
 
+# What arrays may be given to an algorithm as `frozen`, beside those of a task of text.
+GIVEN = {"td_lambda": "the policy to be evaluated, an (S, A) array of probabilities"}
+
 # What a field is that has no comment of its own, where every algorithm means the same by it.
 _COMMON = {
     "advantage": "of a completion among those of its prompt",

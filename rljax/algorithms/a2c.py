@@ -25,10 +25,10 @@ from flax import struct
 from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import losses, masked, returns, schedules
+from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
-from rljax.models import actor_critic, normalizer, policy_head
+from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 OPTIMIZERS = {
@@ -109,6 +109,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.choice(config, "reward_scaling", REWARD_SCALERS)
     checks.choice(config, "schedule", SCHEDULES)
     head = policy_head(env.action_space, config.action_distribution)
+    contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
@@ -132,6 +133,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         )
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
+        rollout_key, entropy_key = jax.random.split(key)
         see = lambda obs: observe.apply(state.normalizer, obs)
         forward = lambda params, obs: network.apply(params, see(obs))
 
@@ -140,7 +142,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             return raw, head.to_env(raw)
 
         worlds, steps, episodes = vector.rollout(
-            env, act, lambda obs: forward(state.params, obs)[1], key, state.worlds, config.num_steps
+            env, act, lambda obs: forward(state.params, obs)[1], rollout_key, state.worlds, config.num_steps
         )
         done = steps.terminated | steps.truncated
         reward, scale = scaler.apply(state.scaler, steps.reward, done, config.discount)
@@ -159,7 +161,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             parameters, value = forward(params, steps.obs)
             policy_losses = losses.policy_gradient(distribution.log_prob(parameters, steps.action), advantage)
             value_losses = losses.value_loss(value, target)
-            entropy = distribution.entropy(parameters)
+            entropy = distribution.entropy(parameters, entropy_key)
             total = (
                 policy_losses.mean()
                 + config.value_coefficient * value_losses.mean()
@@ -172,7 +174,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         progress = state.iteration * (config.steps_per_iteration / config.total_steps)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         new = State(
-            params=jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates),
+            params=optimization.move(state.params, -learning_rate, updates),
             opt_state=opt_state,
             worlds=worlds,
             normalizer=observe.update(state.normalizer, steps.obs),

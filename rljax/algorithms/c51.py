@@ -31,7 +31,7 @@ from rljax.algorithms import off_policy, value_based
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values
-from rljax.models import discrete_actions, normalizer, q_network, q_policy
+from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
@@ -110,6 +110,15 @@ class Metrics(NamedTuple):
     gradient_norm: Mean  # before clipping
 
 
+def _forbidden(logits: Array) -> Array:
+    return logits.max(axis=-1) == -jnp.inf
+
+
+def _probability(logits: Array) -> Array:
+    """Of the atoms (..., M); the same of all for a forbidden action, which counts for nothing."""
+    return jax.nn.softmax(jnp.where(_forbidden(logits)[..., None], 0.0, logits))
+
+
 def make(env: Env, config: Any, network: Network | None = None, frozen: Any = None) -> Algorithm:
     """C51 on `env`. A `network` of the user's own gives the logits of an observation, (..., A, M).
 
@@ -126,11 +135,17 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
     if not any(isinstance(bound, Tracer) for bound in bounds) and np.any(np.subtract(*bounds) >= 0):
         checks.complain(config, "value_high", f"must be above value_low = {checks.show(config.value_low)}")
     memory = replay.make(config, env)
+    contract.check(env, config, network, contract.Output("logits", (num_actions, config.atoms)))
+    own = network is not None
     network = network or q_network(env.observation_space, num_actions, config, config.atoms)
     observe = normalizer(env.observation_space, config)
     choose = TARGETS[config.target]
-    support = jnp.linspace(*bounds, config.atoms)
-    expected = lambda logits: jax.nn.softmax(logits) @ support
+    support = jnp.linspace(*bounds, config.atoms, dtype=jnp.float32)
+
+    def expected(logits: Array) -> Array:
+        """The means (...) of distributions (..., M); −∞ where logits of −∞ alone forbid the action."""
+        return jnp.where(_forbidden(logits), -jnp.inf, _probability(logits) @ support)
+
     optimizer = value_based.optimizer(config)
 
     def init(key: Key) -> State:
@@ -138,7 +153,9 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
         worlds = vector.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
-        explore = off_policy.random_choices(config, num_actions)
+        see = lambda obs: observe.apply(observe.init(example), obs)
+        values = lambda obs: expected(network.apply(params, see(obs)))
+        explore = off_policy.random_choices(config, num_actions, values if own else None)
         worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
@@ -157,7 +174,7 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
             params, target_params, _ = learner
             chosen = action_values.greedy(choose(q, params, target_params, batch.next_obs))
-            following = jax.nn.softmax(action_values.select(logits(target_params, batch.next_obs), chosen))
+            following = _probability(action_values.select(logits(target_params, batch.next_obs), chosen))
             project = jax.vmap(action_values.categorical_projection, (None, 0, 0, 0))
             goal = project(support, following, batch.reward, batch.discount)
 

@@ -34,7 +34,7 @@ from rljax.envs.vector import Worlds
 from rljax.math import action_values, optimization, schedules
 from rljax.math.distributions import categorical
 from rljax.math.schedules import SCHEDULES
-from rljax.models import ActorCritic
+from rljax.models import ActorCritic, contract
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
 
@@ -113,7 +113,9 @@ class Metrics(NamedTuple):
 
 
 def soft_value(logits: Array, value: Array, temperature: Array) -> Array:
-    """V (...) from the policy's logits (..., A) and the values of both critics (2, ..., A)."""
+    """V (...) from the policy's logits (..., A) and the values of both critics (2, ..., A). A logit of −∞
+    forbids its action, whatever its value.
+    """
     log_prob = jax.nn.log_softmax(logits)
     return action_values.expected_value(value.min(axis=0) - temperature * log_prob, jnp.exp(log_prob))
 
@@ -122,7 +124,8 @@ def target(networks: ActorCritic, params: Params, target_params: PyTree, batch: 
     """y (B,), for a batch of normalised observations."""
     logits = networks.actor.apply(params.actor, batch.next_obs)
     value = networks.critic.apply(target_params, batch.next_obs)
-    return batch.reward + batch.discount * soft_value(logits, value, jnp.exp(params.log_temperature))
+    following = soft_value(logits, value, jnp.exp(params.log_temperature))
+    return action_values.bootstrap(batch.reward, batch.discount, following)
 
 
 def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: Any = None) -> Algorithm:
@@ -140,6 +143,10 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     checks.count(config, "target_every")
     checks.choice(config, "temperature", TEMPERATURES)
     checks.choice(config, "schedule", SCHEDULES)
+    policy_outputs = contract.Output("logits", (num_actions,))
+    contract.check_pair(
+        env, config, network, policy_outputs, contract.Output("action values", (num_actions,)), None
+    )
     memory = replay.make(config, env)
     q = models.q_network(env.observation_space, num_actions, config)
     actor, single = network or (q, q)
@@ -158,7 +165,9 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
             networks.critic.init(critic_key, example),
             jnp.log(jnp.asarray(config.initial_temperature, jnp.float32)),
         )
-        explore = off_policy.random_choices(config, num_actions)
+        see = lambda obs: observe.apply(observe.init(example), obs)
+        logits = lambda obs: networks.actor.apply(params.actor, see(obs))
+        explore = off_policy.random_choices(config, num_actions, None if network is None else logits)
         worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
@@ -172,7 +181,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         see = lambda obs: observe.apply(state.normalizer, obs)
-        progress = state.iteration * (config.steps_per_iteration / config.total_steps)
+        progress = off_policy.progress(config, state.iteration)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         descend = lambda params, updates: optimization.move(params, -learning_rate, updates)
 

@@ -35,25 +35,26 @@ from rljax.algorithms import off_policy, value_based
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values
-from rljax.models import discrete_actions, normalizer, q_network, q_policy
+from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
 
 def _max(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
-    return batch.reward + batch.discount * action_values.max_value(q(target, batch.next_obs))
+    value = action_values.max_value(q(target, batch.next_obs))
+    return action_values.bootstrap(batch.reward, batch.discount, value)
 
 
 def _double(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
     value = action_values.double_value(q(target, batch.next_obs), q(params, batch.next_obs))
-    return batch.reward + batch.discount * value
+    return action_values.bootstrap(batch.reward, batch.discount, value)
 
 
 def _munchausen(q: Callable, params: PyTree, target: PyTree, batch: Batch, config: Config) -> Array:
     temperature, scale, low = config.entropy_temperature, config.munchausen_scale, config.munchausen_low
     bonus = action_values.munchausen_bonus(q(target, batch.obs), batch.action, temperature, scale, low)
     value = action_values.soft_value(q(target, batch.next_obs), temperature)
-    return batch.reward + bonus + batch.discount * value
+    return action_values.bootstrap(batch.reward + bonus, batch.discount, value)
 
 
 TARGETS = {"max": _max, "double": _double, "munchausen": _munchausen}
@@ -145,6 +146,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.choice(config, "target", TARGETS)
     checks.choice(config, "loss", LOSSES)
     memory = replay.make(config, env)
+    contract.check(env, config, network, contract.Output("action values", (num_actions,)))
+    own = network is not None
     network = network or q_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
     target_of, loss_of = TARGETS[config.target], LOSSES[config.loss]
@@ -155,7 +158,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         worlds = vector.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
-        explore = off_policy.random_choices(config, num_actions)
+        see = lambda obs: observe.apply(observe.init(example), obs)
+        values = lambda obs: network.apply(params, see(obs))
+        explore = off_policy.random_choices(config, num_actions, values if own else None)
         worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,

@@ -24,6 +24,7 @@ from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values, tabular
+from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
@@ -77,6 +78,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     del frozen
     num_states, num_actions = tables.sizes(env, "expected_sarsa", network)
     tables.check(config)
+    contract.check(env, config)
     tables.check_exploration(config)
 
     def init(key: Key) -> State:

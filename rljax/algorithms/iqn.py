@@ -28,7 +28,7 @@ from rljax.algorithms.qrdqn import TARGETS
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values
-from rljax.models import discrete_actions, implicit_quantile_network, normalizer, q_policy
+from rljax.models import contract, discrete_actions, implicit_quantile_network, normalizer, q_policy
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
@@ -107,7 +107,7 @@ class Metrics(NamedTuple):
 
 def make(env: Env, config: Config, network: Network | None = None, frozen: Any = None) -> Algorithm:
     """IQN on `env`. A `network` of the user's own gives the quantiles of an observation at the fractions
-    tau (..., K): apply(params, obs, tau) -> (..., A, K).
+    tau (..., K): init(key, obs, tau) -> params, apply(params, obs, tau) -> (..., A, K).
 
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not discrete.
@@ -120,10 +120,14 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.count(config, "num_quantiles", "num_target_quantiles", "num_policy_quantiles")
     checks.choice(config, "target", TARGETS)
     memory = replay.make(config, env)
+    outputs = contract.Output("quantiles", (num_actions, config.num_policy_quantiles))
+    contract.check(env, config, network, outputs, {"tau": (config.num_policy_quantiles,)})
+    own = network is not None
     network = network or implicit_quantile_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
     target_of = TARGETS[config.target]
-    middle = (jnp.arange(config.num_policy_quantiles) + 0.5) / config.num_policy_quantiles
+    number = config.num_policy_quantiles
+    middle = (jnp.arange(number, dtype=jnp.float32) + 0.5) / number
 
     def mean_of(params: PyTree, obs: PyTree) -> Array:
         """Action values (B, A) of normalised observations (B, ...)."""
@@ -136,8 +140,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         params_key, worlds_key, fill_key = jax.random.split(key, 3)
         worlds = vector.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
-        params = network.init(params_key, example)
-        explore = off_policy.random_choices(config, num_actions)
+        params = network.init(params_key, example, middle)
+        see = lambda obs: observe.apply(observe.init(example), obs)
+        values = lambda obs: mean_of(params, see(obs))
+        explore = off_policy.random_choices(config, num_actions, values if own else None)
         worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,
@@ -156,8 +162,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
             params, target_params, _ = learner
             tau_key, target_key = jax.random.split(key)
-            tau = jax.random.uniform(tau_key, (config.batch_size, config.num_quantiles))
-            target_tau = jax.random.uniform(target_key, (config.batch_size, config.num_target_quantiles))
+            draw = lambda key, number: jax.random.uniform(key, (config.batch_size, number), jnp.float32)
+            tau = draw(tau_key, config.num_quantiles)
+            target_tau = draw(target_key, config.num_target_quantiles)
             z_target = lambda params, obs: z(params, obs, target_tau)
             goal = target_of(z_target, q, params, target_params, batch, config)
 

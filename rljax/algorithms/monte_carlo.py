@@ -31,6 +31,7 @@ from rljax.algorithms.tables import Table
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values, returns, tabular
+from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
@@ -94,13 +95,15 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     del frozen
     num_states, num_actions = tables.sizes(env, "monte_carlo", network)
     tables.check(config)
+    contract.check(env, config)
     tables.check_exploration(config)
     if (limit := env.max_steps) is None:
         raise ValueError(f"{env.name}: monte_carlo needs a time limit; use rljax.envs.wrappers.time_limit")
 
     def init(key: Key) -> State:
         table = tables.create(config, num_states, num_actions)
-        index, number = jnp.zeros((limit, config.num_envs), jnp.int32), jnp.zeros((limit, config.num_envs))
+        shape = limit, config.num_envs
+        index, number = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32)
         return State(
             params=table.value,
             visits=table.visits,
@@ -124,7 +127,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         worlds, played, episodes = vector.rollout(env, act, value, key, state.worlds, config.num_steps)
         done = played.terminated | played.truncated
         reward = played.reward + config.discount * played.final_value
-        steps = Steps(played.obs, played.action, reward, config.discount * (1.0 - done))
+        steps = Steps(played.obs, played.action, reward, config.discount * (~done).astype(jnp.float32))
         steps = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), state.waiting, steps)
         target = jax.vmap(returns.discounted_returns, (1, 1, None), 1)(steps.reward, steps.discount, 0.0)
 

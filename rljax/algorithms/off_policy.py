@@ -18,6 +18,7 @@ from jax.core import Tracer
 from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Episodes, Worlds
+from rljax.math import action_values
 from rljax.replay import Replay, Ring
 from rljax.types import Array, Env, Key, PyTree
 
@@ -62,20 +63,46 @@ def move(params: PyTree, target: PyTree, rate: float | Array) -> PyTree:
     return jax.tree.map(lambda p, t: t + rate * (p - t), params, target)
 
 
-def random_choices(config: Any, num_actions: int) -> Callable[[Key], Array]:
-    """A function of a key to actions (N,), one for each environment, all equally probable."""
-    return lambda key: jax.random.randint(key, (config.num_envs,), 0, num_actions)
+def progress(config: Any, iteration: Array) -> Array:
+    """How much of the run is behind at the start of an iteration, warm-up included: in [0, 1), and at least 1
+    after the last. The clock of ε, β and the learning rates.
+    """
+    each = config.steps_per_iteration / config.total_steps
+    return jnp.asarray(config.initial_steps / config.total_steps + iteration * each, jnp.float32)
 
 
-def random_moves(config: Any, size: int) -> Callable[[Key], Array]:
-    """A function of a key to raw actions (N, D), uniform in [−1, 1]."""
-    return lambda key: jax.random.uniform(key, (config.num_envs, size), minval=-1.0, maxval=1.0)
+def _progress_at(config: Any, time: Array) -> Array:
+    """`progress` where `time` rows are behind."""
+    return jnp.asarray(time * (config.num_envs / config.total_steps), jnp.float32)
+
+
+def random_choices(
+    config: Any, num_actions: int, values: Callable[[PyTree], Array] | None = None
+) -> Callable[[Key, PyTree], Array]:
+    """A function of a key and observations (N, ...) to actions (N,), all equally probable.
+
+    `values` are those of a network of the user's own, observations (N, ...) -> (N, A), to which an action may
+    be forbidden: −∞.
+    """
+
+    def choose(key: Key, obs: PyTree) -> Array:
+        if values is None:
+            return jax.random.randint(key, (config.num_envs,), 0, num_actions)
+        return action_values.epsilon_greedy(key, values(obs), 1.0)
+
+    return choose
+
+
+def random_moves(config: Any, size: int) -> Callable[[Key, PyTree], Array]:
+    """A function of a key and observations (N, ...) to raw actions (N, D), uniform in [−1, 1]."""
+    shape = config.num_envs, size
+    return lambda key, obs: jax.random.uniform(key, shape, jnp.float32, minval=-1.0, maxval=1.0)
 
 
 def warm_up(
     env: Env,
     replay: Replay,
-    explore: Callable[[Key], Array],
+    explore: Callable[[Key, PyTree], Array],
     to_env: Callable[[Array], Array],
     key: Key,
     worlds: Worlds,
@@ -84,17 +111,17 @@ def warm_up(
     """Fill the replay with ⌈learning_starts / N⌉ rows.
 
     Args:
-        explore: (key) -> raw actions (N, ...), without looking.
+        explore: (key, observations (N, ...)) -> random raw actions (N, ...).
         to_env: (raw actions) -> actions that the environment takes.
 
     Returns: the environments afterwards, the ring, and the observations acted on, (T, N, ...).
     """
 
     def act(key: Key, learner: tuple, obs: PyTree, noise: tuple, progress: Array) -> tuple:
-        raw = explore(key)
+        raw = explore(key, obs)
         return raw, to_env(raw), noise
 
-    example = jax.eval_shape(explore, key)
+    example = jax.eval_shape(explore, key, worlds.obs)
     zeros = jnp.zeros(example.shape, example.dtype)
     pool_key, fill_key, steps_key = jax.random.split(key, 3)
     num_rows = config.initial_steps // config.num_envs
@@ -144,7 +171,7 @@ def cycle(
     def update(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
         ring, learner = carry
         (sample_key, update_key), count, time = inputs
-        progress = time * (config.num_envs / config.total_steps)
+        progress = _progress_at(config, time)
         batch = replay.sample(sample_key, ring, time, progress)
         learner, priority, measures = learn(update_key, learner, batch, count)
         return (replay.update(ring, batch.index, priority), learner), measures
@@ -203,7 +230,7 @@ def _interact(
     """One row: act, step every environment, remember."""
     worlds, pool, ring, noise, episodes = carry
     (act_key, env_key), time = inputs
-    progress = time * (config.num_envs / config.total_steps)
+    progress = _progress_at(config, time)
     raw, action, noise = act(act_key, learner, worlds.obs, noise, progress)
     following, pool, outcome = vector.step(env, env_key, worlds, pool, action)
     ring = replay.add(ring, time, raw, outcome, following.obs)

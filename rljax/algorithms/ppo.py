@@ -26,11 +26,11 @@ from flax import struct
 from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import divergences, losses, masked, returns, schedules
+from rljax.math import divergences, losses, masked, optimization, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
-from rljax.models import actor_critic, normalizer, policy_head
+from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
@@ -135,6 +135,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             f"must divide num_envs x num_steps = {batch_size}"
         )
     head = policy_head(env.action_space, config.action_distribution)
+    contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
@@ -161,7 +162,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         )
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        rollout_key, shuffle_key = jax.random.split(key)
+        rollout_key, shuffle_key, entropy_key = jax.random.split(key, 3)
         see = lambda obs: observe.apply(state.normalizer, obs)
         forward = lambda params, obs: network.apply(params, see(obs))
 
@@ -192,10 +193,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         clip = config.clip * schedules.factor(config.clip_schedule, progress)
 
-        def loss(params: PyTree, batch: Batch) -> tuple[Array, Array]:
+        def loss(params: PyTree, batch: Batch, key: Key) -> tuple[Array, Array]:
             parameters, value = network.apply(params, batch.obs)
             log_prob = distribution.log_prob(parameters, batch.action)
-            entropy = distribution.entropy(parameters)
+            entropy = distribution.entropy(parameters, key)
             advantage = batch.advantage
             if config.advantage_normalization == "minibatch":
                 advantage = masked.whiten(advantage)
@@ -211,19 +212,24 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             clipped = (jnp.abs(ratio - 1) > clip).astype(jnp.float32)
             return total, jnp.stack([policy_losses, value_losses, entropy, kl, clipped]).mean(axis=1)
 
-        def minibatch(carry: tuple, indices: Array) -> tuple[tuple, Array]:
+        def minibatch(carry: tuple, inputs: tuple[Array, Key]) -> tuple[tuple, Array]:
             params, opt_state = carry
+            indices, key = inputs
             part = jax.tree.map(lambda x: x[indices], batch)
-            gradients, means = jax.grad(loss, has_aux=True)(params, part)
+            gradients, means = jax.grad(loss, has_aux=True)(params, part, key)
             updates, opt_state = optimizer.update(gradients, opt_state)
-            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+            params = optimization.move(params, -learning_rate, updates)
             return (params, opt_state), jnp.append(means, optax.tree.norm(gradients))
 
-        def epoch(carry: tuple, key: Key) -> tuple[tuple, Array]:
-            indices = permutation(key, batch_size).reshape(config.num_minibatches, -1)
-            return jax.lax.scan(minibatch, carry, indices)
+        def epoch(carry: tuple, keys: tuple[Key, Key]) -> tuple[tuple, Array]:
+            shuffle_key, entropy_keys = keys
+            indices = permutation(shuffle_key, batch_size).reshape(config.num_minibatches, -1)
+            return jax.lax.scan(minibatch, carry, (indices, entropy_keys))
 
-        keys = jax.random.split(shuffle_key, config.num_epochs)
+        keys = (
+            jax.random.split(shuffle_key, config.num_epochs),
+            jax.random.split(entropy_key, (config.num_epochs, config.num_minibatches)),
+        )
         (params, opt_state), seen = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
         means = map(Mean.of, seen.reshape(-1, seen.shape[-1]).T)
         state = State(

@@ -26,10 +26,10 @@ from flax import struct
 from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
-from rljax.math import action_values, losses, returns, schedules
+from rljax.math import action_values, losses, optimization, returns, schedules
 from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
-from rljax.models import discrete_actions, normalizer, q_network, q_policy
+from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
@@ -114,6 +114,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     if batch_size % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
     num_actions, to_env = discrete_actions(env.action_space, "pqn")
+    contract.check(env, config, network, contract.Output("action values", (num_actions,)))
     network = network or q_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
     optimizer = optax.flatten(
@@ -172,7 +173,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             part = jax.tree.map(lambda x: x[indices], batch)
             gradients, means = jax.grad(loss, has_aux=True)(params, part)
             updates, opt_state = optimizer.update(gradients, opt_state)
-            params = jax.tree.map(lambda p, u: p - learning_rate * u, params, updates)
+            params = optimization.move(params, -learning_rate, updates)
             return (params, opt_state), jnp.append(means, optax.tree.norm(gradients))
 
         def epoch(carry: tuple, key: Key) -> tuple[tuple, Array]:

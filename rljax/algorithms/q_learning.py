@@ -27,6 +27,7 @@ from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
+from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
@@ -98,6 +99,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     del frozen
     num_states, num_actions = tables.sizes(env, "q_learning", network)
     tables.check(config)
+    contract.check(env, config)
     tables.check_exploration(config)
     checks.choice(config, "target", TARGETS)
     target = TARGETS[config.target]

@@ -29,7 +29,7 @@ from rljax.algorithms import off_policy, value_based
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values
-from rljax.models import discrete_actions, normalizer, q_network, q_policy
+from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
@@ -52,7 +52,7 @@ def _munchausen(z: Callable, q: Callable, params: PyTree, target: PyTree, batch:
 
 
 def _bootstrap(batch: Batch, following: Array) -> Array:
-    return batch.reward[:, None] + batch.discount[:, None] * following
+    return action_values.bootstrap(batch.reward, batch.discount, following)
 
 
 # The target quantiles (B, K) from functions of (parameters, observations) to quantiles z (B, A, K) and action
@@ -144,10 +144,12 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.count(config, "quantiles")
     checks.choice(config, "target", TARGETS)
     memory = replay.make(config, env)
+    contract.check(env, config, network, contract.Output("quantiles", (num_actions, config.quantiles)))
+    own = network is not None
     network = network or q_network(env.observation_space, num_actions, config, config.quantiles)
     observe = normalizer(env.observation_space, config)
     target_of = TARGETS[config.target]
-    tau = (jnp.arange(config.quantiles) + 0.5) / config.quantiles
+    tau = (jnp.arange(config.quantiles, dtype=jnp.float32) + 0.5) / config.quantiles
     optimizer = value_based.optimizer(config)
 
     def init(key: Key) -> State:
@@ -155,7 +157,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         worlds = vector.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
-        explore = off_policy.random_choices(config, num_actions)
+        see = lambda obs: observe.apply(observe.init(example), obs)
+        values = lambda obs: network.apply(params, see(obs)).mean(axis=-1)
+        explore = off_policy.random_choices(config, num_actions, values if own else None)
         worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
         return State(
             params=params,

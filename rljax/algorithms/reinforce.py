@@ -7,10 +7,11 @@ One step plays N = num_envs whole episodes, one in each environment, and takes o
 to their end and the sum is divided by their number, not that of their steps, so that short ones are not
 preferred: with advantage_normalization = "none" the gradient is unbiased. An environment that has finished
 waits until the longest possible episode would be over, its steps masked out. So num_envs × num_steps, which
-counts a run's steps, is an upper bound on an iteration's; `episode_length` tells the true ones.
+counts a run's steps, is an upper bound on an iteration's; `episode_length` tells the true ones. An episode
+that is longer than num_steps is cut there, as by a time limit: the metric `cut` tells how many are.
 
 The baseline b_t is 0 ("none"), the mean G of the batch ("mean"; its own episode included, a bias of order
-1/N), or v(s_t) ("learned"). An episode that hit the time limit has, as in the textbooks, a return of only the
+1/N), or v(s_t) ("learned"). An episode that hit a time limit has, as in the textbooks, a return of only the
 rewards that were seen; with the learned baseline γ v(final observation) stands for the rest.
 
 Differs from Williams: reward-to-go, not the whole episode's return; whitened advantages; Adam; an entropy
@@ -28,9 +29,9 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.math import losses, masked, returns, schedules
+from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.math.schedules import SCHEDULES
-from rljax.models import actor_critic, normalizer, policy_head
+from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
@@ -56,7 +57,7 @@ class Config:
     entropy_coefficient: float = 0.0  # c_e
     value_coefficient: float = 0.5  # c_v, of the learned baseline; far less with a shared torso
     num_envs: int = struct.field(pytree_node=False, default=16)  # episodes per iteration
-    num_steps: int = struct.field(pytree_node=False, default=500)  # room for the longest episode
+    num_steps: int = struct.field(pytree_node=False, default=500)  # of an episode, longer ones are cut
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="tanh")
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
@@ -89,8 +90,9 @@ class State:
 
 
 class Metrics(NamedTuple):
-    episode_return: Mean  # undiscounted, of every episode of the iteration
+    episode_return: Mean  # undiscounted, of every episode of the iteration, as far as it was played
     episode_length: Mean
+    cut: Mean  # share of the episodes that num_steps ended
     policy_loss: Mean  # this and the next two per step
     value_loss: Mean  # empty without a learned baseline
     entropy: Mean
@@ -109,7 +111,7 @@ class World(NamedTuple):
 def make(env: Env, config: Config, network: Network | None = None, frozen: Any = None) -> Algorithm:
     """REINFORCE on `env`. A `network` of the user's own gives (policy parameters, value) of an observation.
 
-    Raises: ValueError naming a field of `config`, its value and what would be right, or without a time limit.
+    Raises: ValueError naming a field of `config`, its value and what would be right.
     """
     del frozen
     checks.number(config, "learning_rate", "total_steps", low=0, open_low=True)
@@ -119,13 +121,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.choice(config, "baseline", BASELINES)
     checks.choice(config, "advantage_normalization", ("none", "batch"))
     checks.choice(config, "schedule", SCHEDULES)
-    length = env.max_steps
-    if length is None:
-        raise ValueError(f"{env.name}: REINFORCE needs a time limit; use rljax.envs.wrappers.time_limit")
-    if config.num_steps < length:
-        right = f"must be at least {length}, the time limit of {env.name}"
-        raise ValueError(f"reinforce.Config.num_steps = {config.num_steps}: {right}")
+    length = config.num_steps if env.max_steps is None else min(config.num_steps, env.max_steps)
     head = policy_head(env.action_space, config.action_distribution)
+    contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
@@ -140,7 +138,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         obs, state, reward, terminated, truncated = env.step(key, world.state, action)
         after = World(state, obs, ~(terminated | truncated), terminated)
         unless_over = lambda new, old: jnp.where(world.running, new, old)
-        return jax.tree.map(unless_over, after, world), unless_over(reward, 0.0)
+        return jax.tree.map(unless_over, after, world), unless_over(reward, 0.0).astype(jnp.float32)
 
     def init(key: Key) -> State:
         reset_key, params_key = jax.random.split(key)
@@ -149,7 +147,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         return State(params, optimizer.init(params), observe.init(example), jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        reset_key, steps_key = jax.random.split(key)
+        reset_key, steps_key, entropy_key = jax.random.split(key, 3)
         forward = lambda params, obs: network.apply(params, observe.apply(state.normalizer, obs))
 
         def play(worlds: World, key: Key) -> tuple[World, tuple[PyTree, ...]]:
@@ -164,7 +162,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
         value, last_value = forward(state.params, obs)[1], forward(state.params, worlds.obs)[1]
         bootstrap = jnp.where(baseline.learned & ~worlds.terminated, last_value, 0.0)
-        discount = jnp.where(mask, config.discount, 1.0)  # 1: carries the bootstrap back to the episode's end
+        # 1 carries the bootstrap back to the episode's end
+        discount = jnp.where(mask, config.discount, 1.0).astype(jnp.float32)
         target = jax.vmap(returns.discounted_returns, (1, 1, 0), 1)(reward, discount, bootstrap)
         advantage = target - baseline.of(target, value, mask)
         if config.advantage_normalization == "batch":
@@ -174,7 +173,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             parameters, value = forward(params, obs)
             policy_losses = losses.policy_gradient(distribution.log_prob(parameters, action), advantage)
             value_losses = losses.value_loss(value, target)
-            entropy = distribution.entropy(parameters)
+            entropy = distribution.entropy(parameters, entropy_key)
             fitted = mask & baseline.learned
             means = Mean.of(policy_losses, mask), Mean.of(value_losses, fitted), Mean.of(entropy, mask)
             policy, fit, bonus = (mean.total for mean in means)
@@ -190,12 +189,12 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         order = jnp.argsort(~mask.reshape(-1))[places.astype(jnp.int32)]
         played = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order], obs)
         new = State(
-            params=jax.tree.map(lambda p, u: p - learning_rate * u, state.params, updates),
+            params=optimization.move(state.params, -learning_rate, updates),
             opt_state=opt_state,
             normalizer=observe.update(state.normalizer, played),
             iteration=state.iteration + 1,
         )
-        episodes = Mean.of(reward.sum(0)), Mean.of(mask.sum(0))
+        episodes = Mean.of(reward.sum(0)), Mean.of(mask.sum(0)), Mean.of(worlds.running)
         return new, Metrics(*episodes, *means, gradient_norm=Mean.of(optax.tree.norm(gradients)))
 
     def policy(state: State) -> Policy:

@@ -34,7 +34,7 @@ from rljax.math import optimization, schedules
 from rljax.math.distributions import reparameterise
 from rljax.math.noise import NOISES
 from rljax.math.schedules import SCHEDULES
-from rljax.models import ActorCritic
+from rljax.models import ActorCritic, contract
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
 
@@ -144,6 +144,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     checks.choice(config, "noise", NOISES)
     checks.choice(config, "temperature", TEMPERATURES)
     checks.choice(config, "schedule", SCHEDULES)
+    policy_outputs = (contract.Output("mean", (size,)), contract.Output("log_std", (size,)))
+    contract.check_pair(env, config, network, policy_outputs, contract.Output("value", ()), (size,))
     memory = replay.make(config, env)
     actor, single = network or (
         models.gaussian_actor(env.observation_space, size, config),
@@ -161,7 +163,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = Params(
             networks.actor.init(actor_key, example),
-            networks.critic.init(critic_key, example, jnp.zeros(size)),
+            networks.critic.init(critic_key, example, jnp.zeros(size, jnp.float32)),
             jnp.log(jnp.asarray(config.initial_temperature, jnp.float32)),
         )
         explore = off_policy.random_moves(config, size)
@@ -179,7 +181,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         see = lambda obs: observe.apply(state.normalizer, obs)
-        progress = state.iteration * (config.steps_per_iteration / config.total_steps)
+        progress = off_policy.progress(config, state.iteration)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         descend = lambda params, updates: optimization.move(params, -learning_rate, updates)
 
@@ -191,7 +193,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         def learn(key: Key, learner: tuple, batch: Batch, update: Array) -> tuple[tuple, Array, Array]:
             params, target_params, opt_state = learner
             batch = batch._replace(obs=see(batch.obs), next_obs=see(batch.next_obs))
-            next_normal, normal = jax.random.normal(key, (2, config.batch_size, size))
+            next_normal, normal = jax.random.normal(key, (2, config.batch_size, size), jnp.float32)
             y = target(next_normal, networks, params, target_params, batch)
 
             def critic_loss(params: PyTree) -> tuple[Array, tuple[Array, Array]]:

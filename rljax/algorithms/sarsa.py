@@ -24,6 +24,7 @@ from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
+from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 
@@ -78,6 +79,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     del frozen
     num_states, num_actions = tables.sizes(env, "sarsa", network)
     tables.check(config)
+    contract.check(env, config)
     tables.check_exploration(config)
 
     def init(key: Key) -> State:

@@ -108,7 +108,7 @@ def draw(key: Key, probability: Array) -> Array:
     """One action of each row of probabilities (N, A) -> (N,) int32, never one of probability 0."""
     cumulative = probability.cumsum(-1)
     # Less than the sum as it was rounded: the largest uniform number is 1 − 2⁻²³.
-    threshold = jax.random.uniform(key, (probability.shape[0], 1)) * cumulative[:, -1:]
+    threshold = jax.random.uniform(key, (probability.shape[0], 1), jnp.float32) * cumulative[:, -1:]
     return (threshold >= cumulative).sum(-1, dtype=jnp.int32)
 
 
@@ -157,7 +157,7 @@ def cycle(
             obs=worlds.obs,
             action=action,
             reward=outcome.reward,
-            discount=config.discount * (1.0 - outcome.terminated),
+            discount=config.discount * (~outcome.terminated).astype(jnp.float32),
             next_obs=outcome.obs,
             done=outcome.terminated | outcome.truncated,
             new_obs=following.obs,

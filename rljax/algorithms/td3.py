@@ -30,7 +30,7 @@ from rljax.envs.vector import Worlds
 from rljax.math import optimization, schedules
 from rljax.math.noise import NOISES, clipped_gaussian
 from rljax.math.schedules import SCHEDULES
-from rljax.models import ActorCritic
+from rljax.models import ActorCritic, contract
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
 
@@ -130,6 +130,8 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     checks.count(config, "policy_delay")
     checks.choice(config, "noise", NOISES)
     checks.choice(config, "schedule", SCHEDULES)
+    policy_outputs = contract.Output("action", (size,))
+    contract.check_pair(env, config, network, policy_outputs, contract.Output("value", ()), (size,))
     memory = replay.make(config, env)
     actor, single = network or (
         models.deterministic_actor(env.observation_space, size, config),
@@ -146,7 +148,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = Params(
             networks.actor.init(actor_key, example),
-            networks.critic.init(critic_key, example, jnp.zeros(size)),
+            networks.critic.init(critic_key, example, jnp.zeros(size, jnp.float32)),
         )
         explore = off_policy.random_moves(config, size)
         worlds, ring, obs = off_policy.warm_up(env, memory, explore, to_env, fill_key, worlds, config)
@@ -163,7 +165,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         see = lambda obs: observe.apply(state.normalizer, obs)
-        progress = state.iteration * (config.steps_per_iteration / config.total_steps)
+        progress = off_policy.progress(config, state.iteration)
         learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
         descend = lambda params, updates: optimization.move(params, -learning_rate, updates)
 

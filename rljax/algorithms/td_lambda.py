@@ -32,6 +32,7 @@ from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
+from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
 TRACES: dict[str, Callable[[Array, Array], Array]] = {
@@ -91,6 +92,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     """
     num_states, num_actions = tables.sizes(env, "td_lambda", network)
     tables.check(config)
+    contract.check(env, config)
     checks.number(config, "trace_decay", low=0, high=1)
     checks.choice(config, "traces", TRACES)
     if frozen is None:

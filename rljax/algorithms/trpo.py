@@ -36,7 +36,7 @@ from rljax.envs.vector import Worlds
 from rljax.math import losses, masked, optimization, returns
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.shuffle import permutation
-from rljax.models import actor_critic, normalizer, policy_head
+from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
 
@@ -72,12 +72,10 @@ class Config:
 
     @property
     def steps_per_iteration(self) -> int:
-        """Environment steps of one `step`."""
         return self.num_envs * self.num_steps
 
     @property
     def initial_steps(self) -> int:
-        """Environment steps of `init`."""
         return 0
 
 
@@ -120,9 +118,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.choice(config, "reward_scaling", REWARD_SCALERS)
     batch_size = config.steps_per_iteration
     if batch_size % config.num_minibatches:
-        right = f"must divide num_envs x num_steps = {batch_size}"
-        raise ValueError(f"trpo.Config.num_minibatches = {config.num_minibatches}: {right}")
+        checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
     head = policy_head(env.action_space, config.action_distribution)
+    contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
@@ -143,8 +141,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             iteration=jnp.int32(0),
         )
 
-    def improve(params: PyTree, obs: PyTree, action: PyTree, advantage: Array) -> tuple[PyTree, list[Mean]]:
-        """The step within the trust region, over transitions (T, N): (params, the metrics of it)."""
+    def improve(key: Key, params: PyTree, obs: PyTree, action: PyTree, advantage: Array) -> tuple:
+        """The step within the trust region, over transitions (T, N): (params, the metrics of it). An entropy
+        without closed form is estimated with the same key, so the same noise, everywhere in it.
+        """
         parameters = lambda params: network.apply(params, obs)[0]
         old = parameters(params)
         old_log_prob = distribution.log_prob(old, action)
@@ -152,7 +152,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         def objective(params: PyTree) -> Array:
             new = parameters(params)
             gains = -losses.surrogate(distribution.log_prob(new, action), old_log_prob, advantage)
-            return gains.mean() + config.entropy_coefficient * distribution.entropy(new).mean()
+            return gains.mean() + config.entropy_coefficient * distribution.entropy(new, key).mean()
 
         part, part_old = jax.tree.map(lambda x: x[:: config.fisher_stride], (obs, old))
         part_kl = lambda params: distribution.kl(part_old, network.apply(params, part)[0]).mean()
@@ -172,8 +172,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         limits = config.line_search_factor, config.line_search_steps
         params, *search = optimization.backtracking(accept, params, full, *limits)
         new = parameters(params)
-        gain, kl, entropy = objective(params) - before, distribution.kl(old, new), distribution.entropy(new)
-        return params, list(map(Mean.of, (gain, kl, entropy, *search, optax.tree.norm(gradient))))
+        kl, entropy = distribution.kl(old, new), distribution.entropy(new, key)
+        told = objective(params) - before, kl, entropy, *search, optax.tree.norm(gradient)
+        return params, list(map(Mean.of, told))
 
     def fit(key: Key, params: PyTree, opt_state: PyTree, obs: PyTree, target: Array) -> tuple:
         """Adam on the value function, over transitions (B,): (params, its state, mean loss)."""
@@ -193,7 +194,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             error, gradients = jax.value_and_grad(loss)(params, *part)
             gradients = jax.tree.map(lambda g, own: g if own else jnp.zeros_like(g), gradients, fitted)
             updates, opt_state = optimizer.update(gradients, opt_state)
-            params = jax.tree.map(lambda p, u: p - config.value_learning_rate * u, params, updates)
+            params = optimization.move(params, -config.value_learning_rate, updates)
             return (params, opt_state), error
 
         def epoch(carry: tuple, key: Key) -> tuple[tuple, Array]:
@@ -205,7 +206,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         return params, opt_state, Mean.of(errors)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        rollout_key, shuffle_key = jax.random.split(key)
+        rollout_key, shuffle_key, entropy_key = jax.random.split(key, 3)
         see = lambda obs: observe.apply(state.normalizer, obs)
         forward = lambda obs: network.apply(state.params, see(obs))
 
@@ -229,7 +230,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             advantage = masked.whiten(advantage)
 
         obs = see(steps.obs)
-        params, (gain, kl, entropy, *search) = improve(state.params, obs, steps.action, advantage)
+        params, told = improve(entropy_key, state.params, obs, steps.action, advantage)
+        gain, kl, entropy, *search = told
         flat = jax.tree.map(lambda x: x.reshape(batch_size, *x.shape[2:]), (obs, target))
         params, opt_state, error = fit(shuffle_key, params, state.opt_state, *flat)
         state = State(

@@ -73,7 +73,7 @@ def update(
     params, target_params, opt_state = learner
     (total, (value, error)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
     updates, opt_state = optimizer.update(gradients, opt_state)
-    progress = iteration * (config.steps_per_iteration / config.total_steps)
+    progress = off_policy.progress(config, iteration)
     learning_rate = config.learning_rate * schedules.factor(config.schedule, progress)
     params = optimization.move(params, -learning_rate, updates)
     target_params = off_policy.follow(params, target_params, count, config)

@@ -109,11 +109,11 @@ def from_gymnax(env: Any, params: Any = None, name: str | None = None) -> Env:
     a scan can carry them. `terminated` and `truncated` may both be true. Leaves of `params` may be traced: a
     traced time limit makes `max_steps` None, traced bounds of actions stay as they are, and observations with
     traced bounds are unbounded. Other bounds are as declared, and a few environments leave theirs (Gymnax's
-    MemoryChain, MetaMaze, GaussianBandit). ValueError where `reset` and `step` differ in structure or shape.
+    MemoryChain, MetaMaze, GaussianBandit). ValueError where `reset` and `step` differ in structure or shape,
+    and for what changes an environment elsewhere than in `reset_env`, `step_env` and `is_truncated`, which
+    are called here: a Gymnax wrapper, or a `step` or `reset` of its own.
     """
-    for method in ("reset_env", "step_env", "is_truncated"):
-        if not hasattr(env, method):
-            raise ValueError(f"{type(env).__name__} has no {method}: no environment of Gymnax 1.0 or later")
+    _check_calls(env)
     with jax.ensure_compile_time_eval():
         params = env.default_params if params is None else params
     name = str(env.name if name is None else name)
@@ -153,8 +153,36 @@ def from_gymnax(env: Any, params: Any = None, name: str | None = None) -> Env:
         observation_space=_space(_declared(env.observation_space, params), observed),
         action_space=action_space,
         max_steps=_max_steps(params),
+        truncates_early=not _only_at_its_limit(env, params),
         source=(env, params),
     )
+
+
+def _check_calls(env: Any) -> None:
+    """ValueError where what `from_gymnax` calls is not all that happens in this environment."""
+    name, kind = type(env).__name__, type(env)
+    for method in ("reset_env", "step_env", "is_truncated"):
+        if not hasattr(env, method):
+            raise ValueError(f"{name} has no {method}: no environment of Gymnax 1.0 or later")
+        if not hasattr(kind, method) and method not in vars(env):  # found by __getattr__ in what it wraps
+            ours = _OUR_WRAPPERS.get(name, "wrap the inner one with one of rljax.envs.wrappers instead")
+            raise ValueError(f"{name} is a wrapper of Gymnax's, which from_gymnax would pass by: {ours}")
+    environments = library().environments
+    base, sea = environments.environment.Environment, environments.DeepSea
+    # DeepSea's own step keeps statistics over episodes in its state, which nothing here reads.
+    for method, known in (("step", (base.step, sea.step)), ("reset", (base.reset,))):
+        own = getattr(kind, method, None)
+        if own is not None and own not in known:
+            raise ValueError(
+                f"{name} overrides {method}, which rljax replaces by its own: override {method}_env instead"
+            )
+
+
+_OUR_WRAPPERS = {
+    "FlattenObservationWrapper": "use rljax.envs.wrappers.flatten_observation",
+    "LogWrapper": "leave it out, every run counts returns and lengths of episodes",
+    "StickyActionWrapper": "use rljax.envs.wrappers.sticky_actions",
+}
 
 
 def _action(name: str, given: Any, like: _Leaf) -> Array:
@@ -171,6 +199,13 @@ def _max_steps(params: Any) -> int | None:
     if limit is None or isinstance(limit, Tracer) or not float(limit) < _ENDLESS:
         return None
     return math.ceil(float(limit))
+
+
+def _only_at_its_limit(env: Any, params: Any) -> bool:
+    """Whether Gymnax's own rule truncates, and only after as many steps as `_max_steps` says."""
+    rule = library().environments.environment.Environment.is_truncated
+    limit = getattr(params, "max_steps_in_episode", None)
+    return getattr(type(env), "is_truncated", None) is rule and not isinstance(limit, Tracer)
 
 
 def _fixed_types(name: str, reset: Callable, step: Callable, action: PyTree) -> tuple[PyTree, PyTree]:
@@ -230,7 +265,7 @@ def _space(space: Any, observed: PyTree) -> Space:
         if isinstance(space, spaces.Discrete) and is_index:
             return Discrete(int(space.n), observed.dtype)
         if isinstance(space, spaces.Box):
-            low, high = _bound(space.low), _bound(space.high)
+            low, high = _array(space.low), _array(space.high)
             if all(not isinstance(end, Tracer) and end.shape in ((), observed.shape) for end in (low, high)):
                 return Box(low, high, observed.shape, observed.dtype)
     return jax.tree.map(lambda leaf: Box(-np.inf, np.inf, leaf.shape, leaf.dtype), observed)
@@ -241,13 +276,10 @@ def _action_space(space: Any) -> Space:
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n), space.dtype)
     if isinstance(space, spaces.Box):
-        return Box(_bound(space.low), _bound(space.high), tuple(space.shape), jnp.dtype(space.dtype))
+        return Box(_array(space.low), _array(space.high), tuple(space.shape), jnp.dtype(space.dtype))
     raise ValueError(f"an action space must be a Discrete, Box, Dict or Tuple, not {type(space).__name__}")
 
 
-def _bound(bound: Any) -> Any:
-    """A bound in numpy, with ±inf for the largest float32, which is Gymnax's; a traced one as it is."""
-    if isinstance(bound, Tracer):
-        return bound
-    array = np.asarray(bound, np.float32)
-    return np.where(np.abs(array) >= np.finfo(np.float32).max, np.copysign(np.inf, array), array)[()]
+def _array(bound: Any) -> Any:
+    """A bound in numpy; a traced one as it is."""
+    return bound if isinstance(bound, Tracer) else np.asarray(bound, np.float32)[()]

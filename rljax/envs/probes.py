@@ -40,7 +40,7 @@ def _one_step(
     def step(key: Key, state: Array, action: Array) -> _Step:
         return state, state, jnp.float32(reward(state, action)), jnp.bool_(True), jnp.bool_(False)
 
-    return Env(name, reset, step, _OBSERVATION, actions, max_steps=1)
+    return Env(name, reset, step, _OBSERVATION, actions, max_steps=1, truncates_early=False)
 
 
 def value_constant() -> Env:
@@ -72,7 +72,8 @@ def value_discount() -> Env:
         last = state > 0
         return jnp.ones((1,)), state + 1, last.astype(jnp.float32), last, jnp.bool_(False)
 
-    return Env("ValueDiscount-probe", reset, step, _OBSERVATION, Discrete(1), max_steps=2)
+    limit = {"max_steps": 2, "truncates_early": False}
+    return Env("ValueDiscount-probe", reset, step, _OBSERVATION, Discrete(1), **limit)
 
 
 def policy_advantage() -> Env:
@@ -139,9 +140,8 @@ def truncation(max_steps: int = 5) -> Env:
     def step(key: Key, state: Array, action: Array) -> _Step:
         return jnp.zeros((1,)), state + 1, jnp.float32(1), jnp.bool_(False), state + 1 >= max_steps
 
-    return Env(
-        "Truncation-probe", reset, step, _OBSERVATION, Discrete(1), max_steps=_positive(max_steps=max_steps)
-    )
+    limit = {"max_steps": _positive(max_steps=max_steps), "truncates_early": False}
+    return Env("Truncation-probe", reset, step, _OBSERVATION, Discrete(1), **limit)
 
 
 def final_observation() -> Env:
@@ -158,7 +158,8 @@ def final_observation() -> Env:
     def step(key: Key, state: Array, action: Array) -> _Step:
         return -state, -state, jnp.maximum(state[0], 0.0), jnp.bool_(False), jnp.bool_(True)
 
-    return Env("FinalObservation-probe", reset, step, _OBSERVATION, Discrete(1), max_steps=1)
+    limit = {"max_steps": 1, "truncates_early": False}
+    return Env("FinalObservation-probe", reset, step, _OBSERVATION, Discrete(1), **limit)
 
 
 def nan_reward(at: int = 100, max_steps: int = 200, probability: float = 1.0) -> Env:
@@ -182,8 +183,8 @@ def nan_reward(at: int = 100, max_steps: int = 200, probability: float = 1.0) ->
             time >= max_steps,
         )
 
-    limit = _positive(at=at, max_steps=max_steps)
-    return Env("NanReward-probe", reset, step, _OBSERVATION, Discrete(2), max_steps=limit)
+    limit = {"max_steps": _positive(at=at, max_steps=max_steps), "truncates_early": False}
+    return Env("NanReward-probe", reset, step, _OBSERVATION, Discrete(2), **limit)
 
 
 def _positive(**steps: int) -> int:

@@ -102,6 +102,7 @@ def from_mdp(mdp: MDP, name: str = "MDP", max_steps: int | None = None) -> Env:
         observation_space=Discrete(num_states),
         action_space=Discrete(num_actions),
         max_steps=max_steps,
+        truncates_early=False,
         source=mdp,
     )
 

@@ -109,6 +109,7 @@ def step(env: Env, key: Key, worlds: Worlds, pool: Pool, action: PyTree) -> tupl
     num_envs, size = worlds.episode_return.shape[0], jax.tree.leaves(pool.obs)[0].shape[0]
     keys = jax.random.split(key, num_envs)
     obs, state, reward, terminated, truncated = jax.vmap(env.step)(keys, worlds.state, action)
+    reward = reward.astype(jnp.float32)
     done = terminated | truncated
 
     order = jnp.cumsum(done, dtype=jnp.int32)
@@ -164,7 +165,8 @@ def rollout(
         raw, action = policy(action_key, worlds.obs)
         following, pool, outcome = step(env, env_key, worlds, pool, action)
         cut = outcome.truncated & ~outcome.terminated
-        values = when(cut.any(), lambda _: bootstrap(outcome.obs), jnp.zeros(num_envs, jnp.float32))
+        final = lambda _: bootstrap(outcome.obs).astype(jnp.float32)
+        values = when(cut.any(), final, jnp.zeros(num_envs, jnp.float32))
         episodes = jax.tree.map(jnp.add, episodes, outcome.episodes)
         transition = Rollout(
             worlds.obs,
@@ -194,7 +196,8 @@ def boundaries(
     done = steps.terminated | steps.truncated
     following = jnp.concatenate([value[1:], last_value[None]])
     next_value = jnp.where(done, steps.final_value, following)
-    return discount * (1.0 - steps.terminated), next_value, trace_decay * (1.0 - done)
+    goes_on, within = (~steps.terminated).astype(value.dtype), (~done).astype(value.dtype)
+    return discount * goes_on, next_value, trace_decay * within
 
 
 def _rows(mask: Array, like: Array) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from rljax.math import intervals
 from rljax.types import Array, Box, Discrete, Env, Key, MultiDiscrete, PyTree, Space
 
 
@@ -31,7 +32,10 @@ def unwrapped(state: PyTree) -> PyTree:
 
 
 def time_limit(env: Env, max_steps: int) -> Env:
-    """Truncates an episode after `max_steps` steps, if the environment has not ended it before."""
+    """Truncates an episode after `max_steps` steps, if the environment has not ended it before.
+
+    Whether the environment truncates by itself before that stays what `env.truncates_early` says.
+    """
     if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"time_limit: max_steps = {max_steps}: must be an integer of at least 1")
 
@@ -97,6 +101,30 @@ def map_action(env: Env, function: Callable[[PyTree], PyTree], space: Space) -> 
     return env._replace(step=step, action_space=space)
 
 
+def sticky_actions(env: Env, probability: float) -> Env:
+    """Each step takes the action of the step before again with this probability (Machado et al. 2018,
+    arXiv:1709.06009); a first step takes its own.
+    """
+    if isinstance(probability, bool) or not 0 <= probability <= 1:
+        raise ValueError(f"sticky_actions: probability = {probability}: must be from 0 to 1")
+
+    def reset(key: Key) -> tuple[PyTree, Wrapped]:
+        observation, inner = env.reset(key)
+        space = env.action_space
+        last = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), space, is_leaf=_is_leaf)
+        return observation, Wrapped(inner, (jnp.bool_(True), last))
+
+    def step(key: Key, state: Wrapped, action: PyTree) -> tuple[PyTree, Wrapped, Array, Array, Array]:
+        stick_key, step_key = jax.random.split(key)
+        first, last = state.memory
+        again = ~first & jax.random.bernoulli(stick_key, probability)
+        taken = jax.tree.map(lambda old, new: jnp.where(again, old, new).astype(old.dtype), last, action)
+        observation, inner, *rest = env.step(step_key, state.inner, taken)
+        return observation, Wrapped(inner, (jnp.bool_(False), taken)), *rest
+
+    return env._replace(reset=reset, step=step)
+
+
 def clip_actions(env: Env) -> Env:
     """Takes any real action of the right shape, clipped to the environment's bounds."""
     space = _box("clip_actions", "action", env.action_space)
@@ -107,32 +135,47 @@ def clip_actions(env: Env) -> Env:
 
 
 def rescale_actions(env: Env, low: Any = -1.0, high: Any = 1.0) -> Env:
-    """Takes actions in [low, high] (numbers or arrays), mapped linearly onto the environment's bounds."""
+    """Takes actions in [low, high] (numbers or arrays), mapped linearly onto the environment's bounds.
+
+    Where the environment takes integers, each of them gets an equal part of [low, high].
+    """
     space = _box("rescale_actions", "action", env.action_space, finite=True)
-    new = Box(low, high, space.shape, space.dtype)
+    new = Box(low, high, space.shape, np.float32 if space.is_integer else space.dtype)
     if not (
         np.isfinite(low).all() and np.isfinite(high).all() and np.all(np.asarray(low) < np.asarray(high))
     ):
         raise ValueError(f"rescale_actions: low = {low} must be below high = {high}, both finite")
-    (old_low, old_high), (new_low, new_high) = _ends(space), _ends(new)
-    rescale = lambda action: old_low + (action - new_low) * (old_high - old_low) / (new_high - new_low)
+    (old_low, old_high), (new_low, new_high) = _ends(space, new.dtype), _ends(new)
+    place = intervals.cell if space.is_integer else intervals.between
+
+    def rescale(action: Array) -> Array:
+        fraction = (action - new_low) / (new_high - new_low)
+        return place(fraction, old_low, old_high).astype(space.dtype)
+
     return map_action(env, rescale, new)
 
 
 def discretise_actions(env: Env, bins: int) -> Env:
-    """Each component of a real action takes one of `bins` values, evenly spaced, both bounds included.
+    """Each component of an action takes one of `bins` values, evenly spaced, both bounds included.
 
-    The action is MultiDiscrete (D,), or Discrete where the environment's has only one component.
+    Integers are rounded, and `bins` may not be more than there are. The action is MultiDiscrete (D,), or
+    Discrete where the environment's has only one component.
     """
     space = _box("discretise_actions", "action", env.action_space, finite=True)
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 2:
         raise ValueError(f"discretise_actions: bins = {bins}: must be an integer of at least 2")
-    low, high = _ends(space)
     size = int(np.prod(space.shape))
+    traced = any(isinstance(end, Tracer) for end in (space.low, space.high))
+    if space.is_integer and not traced:
+        fewest = int(np.min(np.asarray(space.high, np.int64) - np.asarray(space.low, np.int64))) + 1
+        if bins > fewest:
+            raise ValueError(f"discretise_actions: bins = {bins}: a component has only {fewest} values")
+    low, high = _ends(space, jnp.float32 if space.is_integer else space.dtype)
 
     def choose(action: Array) -> Array:
-        fraction = action.reshape(space.shape).astype(space.dtype) / (bins - 1)
-        return low + fraction * (high - low)
+        fraction = action.reshape(space.shape).astype(low.dtype) / (bins - 1)
+        value = intervals.between(fraction, low, high)
+        return jnp.round(value).astype(space.dtype) if space.is_integer else value
 
     return map_action(env, choose, Discrete(bins) if size == 1 else MultiDiscrete((bins,) * size))
 
@@ -192,6 +235,10 @@ def _children(space: Mapping[str, Any] | tuple) -> list[tuple[Any, Space]]:
     return sorted(space.items()) if isinstance(space, Mapping) else list(enumerate(space))
 
 
+def _is_leaf(space: Any) -> bool:
+    return isinstance(space, Box | Discrete | MultiDiscrete)
+
+
 def part(observation: PyTree, key: Any) -> PyTree:
     """A part of an observation that is a dict or tuple, or a dataclass or named tuple with that field."""
     return (
@@ -201,10 +248,11 @@ def part(observation: PyTree, key: Any) -> PyTree:
     )
 
 
-def _ends(space: Box) -> tuple[Array, Array]:
-    """Both bounds as arrays of the space's shape and dtype."""
+def _ends(space: Box, dtype: Any = None) -> tuple[Array, Array]:
+    """Both bounds as arrays of the space's shape, and of its dtype unless told otherwise."""
     low, high = (
-        jnp.broadcast_to(jnp.asarray(end, space.dtype), space.shape) for end in (space.low, space.high)
+        jnp.broadcast_to(jnp.asarray(end, dtype or space.dtype), space.shape)
+        for end in (space.low, space.high)
     )
     return low, high
 

@@ -16,13 +16,15 @@ def epsilon_greedy(
     key: Key[Array, ""], q: Float[Array, "*B A"], epsilon: float | Float[Array, "..."]
 ) -> Int32[Array, "*B"]:
     """With probability ε any of the A actions, all equally likely, else the one of most value, the first of
-    equals.
+    equals. A value of −∞ forbids its action.
 
     One key for the whole batch; `epsilon` is a scalar or one per row. Costs two uniforms per row.
     """
     explore, which = jax.random.uniform(key, (2, *q.shape[:-1]), jnp.float32)
-    actions = q.shape[-1]
-    anything = jnp.minimum(jnp.floor(which * actions).astype(jnp.int32), actions - 1)
+    rank = jnp.cumsum(q != -jnp.inf, axis=-1, dtype=jnp.int32)  # of each allowed action among those, from 1
+    number = rank[..., -1]
+    chosen = jnp.minimum(jnp.floor(which * number.astype(jnp.float32)).astype(jnp.int32), number - 1)
+    anything = jnp.argmax(rank > chosen[..., None], axis=-1).astype(jnp.int32)
     return jnp.where(explore < epsilon, anything, greedy(q))
 
 
@@ -42,6 +44,16 @@ def select(values: Float[Array, "..."], action: Int[Array, "*B"]) -> Float[Array
     return jnp.sum(jnp.where(index == chosen, values, 0), axis=axis)
 
 
+def bootstrap(
+    reward: Float[Array, "*S"], discount: Float[Array, "*S"], value: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """r + Γ v, where v (*S, or *S with one more axis) is not looked at if Γ = 0: after the end of an episode
+    all actions may be forbidden, and v be −∞ or NaN.
+    """
+    reward, discount = (x.reshape(x.shape + (1,) * (value.ndim - x.ndim)) for x in (reward, discount))
+    return reward + discount * jnp.where(discount > 0, value, 0)
+
+
 def max_value(q: Float[Array, "*B A"]) -> Float[Array, "*B"]:
     """max_a q(s, a): the bootstrap of Q-learning (Watkins 1989)."""
     return jnp.max(q, axis=-1)
@@ -55,8 +67,8 @@ def double_value(q: Float[Array, "*B A"], q_select: Float[Array, "*B A"]) -> Flo
 
 
 def expected_value(q: Float[Array, "*B A"], probability: Float[Array, "*B A"]) -> Float[Array, "*B"]:
-    """Σ_a π(a|s) q(s, a): the bootstrap of expected SARSA."""
-    return jnp.sum(probability * q, axis=-1)
+    """Σ_a π(a|s) q(s, a): the bootstrap of expected SARSA. With 0 · ∞ = 0 for what is never done."""
+    return jnp.sum(probability * jnp.where(probability > 0, q, 0), axis=-1)
 
 
 # Soft values: π = softmax(q / τ). With v the soft value, τ log π = q − v, which is stable for small τ too.
@@ -81,11 +93,12 @@ def soft_quantiles(
     """Σ_a π(a|s) (z_k(s, a) − τ log π(a|s)): the `soft_value` of each quantile (Vieillard et al. 2020).
 
     π = softmax(q / τ) is the same for all of them; where q is their mean, so is the soft value the mean of
-    the result.
+    the result. Quantiles of −∞ forbid their action.
     """
     scaled = scaled_log_policy(q, temperature)
     probability = jnp.expand_dims(jnp.exp(scaled / temperature), -1)
-    return jnp.sum(probability * (quantiles - jnp.expand_dims(scaled, -1)), axis=-2)
+    soft = jnp.where(probability > 0, quantiles - jnp.expand_dims(scaled, -1), 0)
+    return jnp.sum(probability * soft, axis=-2)
 
 
 def munchausen_bonus(

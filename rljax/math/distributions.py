@@ -2,7 +2,7 @@
 
     distribution.sample(key, parameters) -> action       one key for the whole batch
     distribution.log_prob(parameters, action) -> (...)   natural logarithm, in nats
-    distribution.entropy(parameters) -> (...)            in nats
+    distribution.entropy(parameters, key) -> (...)       in nats; the key only where there is no closed form
     distribution.mode(parameters) -> action
     distribution.kl(parameters_p, parameters_q) -> (...)    KL(p ‖ q), in nats
 
@@ -28,7 +28,8 @@ class Distribution(NamedTuple):
 
     sample: Callable[[Any, Any], Array]  # (key, parameters) -> action
     log_prob: Callable[[Any, Array], Array]  # (parameters, action) -> (...)
-    entropy: Callable[[Any], Array]  # (parameters) -> (...)
+    # (parameters, key) -> (...): exact, and then without a key, or an unbiased estimate from one sample
+    entropy: Callable[..., Array]
     mode: Callable[[Any], Array]  # (parameters) -> action
     kl: Callable[[Any, Any], Array]  # (parameters_p, parameters_q) -> (...)
 
@@ -75,8 +76,9 @@ def _categorical_log_prob(logits: Logits, action: Int[Array, "*B"]) -> Float[Arr
     return jnp.sum(jnp.where(index == action[..., None], jax.nn.log_softmax(logits), 0), axis=-1)
 
 
-def _categorical_entropy(logits: Logits) -> Float[Array, "*B"]:
+def _categorical_entropy(logits: Logits, key: Key[Array, ""] | None = None) -> Float[Array, "*B"]:
     """−Σ p log p with 0 log 0 = 0."""
+    del key
     log_p = jax.nn.log_softmax(logits)
     return -jnp.sum(jnp.exp(log_p) * jnp.where(log_p > -jnp.inf, log_p, 0), axis=-1)
 
@@ -123,7 +125,8 @@ def multi_categorical(sizes: tuple[int, ...]) -> Distribution:
     def log_prob(logits: Array, action: Array) -> Array:
         return _total(categorical.log_prob(part, action[..., i]) for i, part in enumerate(split(logits)))
 
-    def entropy(logits: Array) -> Array:
+    def entropy(logits: Array, key: Array | None = None) -> Array:
+        del key
         return _total(map(categorical.entropy, split(logits)))
 
     def mode(logits: Array) -> Array:
@@ -155,8 +158,9 @@ def _gaussian_log_prob(parameters: Gaussian, action: Float[Array, "*B D"]) -> Fl
     return -jnp.sum(0.5 * jnp.square(scaled) + log_std + 0.5 * math.log(2 * math.pi), axis=-1)
 
 
-def _gaussian_entropy(parameters: Gaussian) -> Float[Array, "*B"]:
+def _gaussian_entropy(parameters: Gaussian, key: Key[Array, ""] | None = None) -> Float[Array, "*B"]:
     """Σ [log std + ½ log 2πe]."""
+    del key
     return jnp.sum(_gaussian(parameters)[1] + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
 
 
@@ -188,32 +192,40 @@ def squash(action: Float[Array, "*S"]) -> Float[Array, "*S"]:
     return jnp.tanh(action)
 
 
-def _tanh_log_prob(parameters: Gaussian, action: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-    """log N(u) − Σ 2 (log 2 − u − softplus(−2u)): the log-density of tanh(u) at the pre-squash action u.
-
-    The sum is Σ log(1 − tanh² u) without its cancellation (Haarnoja et al. 2018, appendix C).
+def _log_slope(action: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """Σ log(1 − tanh² u) at the pre-squash action u, as Σ 2 (log 2 − u − softplus(−2u)): without the
+    cancellation (Haarnoja et al. 2018, appendix C).
     """
-    log_slope = 2 * (math.log(2) - action - jax.nn.softplus(-2 * action))
-    return _gaussian_log_prob(parameters, action) - jnp.sum(log_slope, axis=-1)
+    return jnp.sum(2 * (math.log(2) - action - jax.nn.softplus(-2 * action)), axis=-1)
+
+
+def _tanh_log_prob(parameters: Gaussian, action: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+    """log N(u) − Σ log(1 − tanh² u): the log-density of tanh(u) at the pre-squash action u."""
+    return _gaussian_log_prob(parameters, action) - _log_slope(action)
+
+
+def _tanh_entropy(parameters: Gaussian, key: Key[Array, ""]) -> Float[Array, "*B"]:
+    """The Gaussian's entropy + Σ log(1 − tanh² u) at one reparameterised sample u: its mean over samples, and
+    that of its gradient, are those of the entropy of tanh(u), which has no closed form.
+    """
+    return _gaussian_entropy(parameters) + _log_slope(_gaussian_sample(key, parameters))
 
 
 # The action variable of tanh_gaussian is the PRE-squash u everywhere: store u, step the environment with
 # squash(u). So log_prob needs no atanh and is finite for every finite u. `kl` is exact, being the same before
-# and after a bijection. `entropy` is that of the Gaussian BEFORE squashing, an upper bound: the squashed one
-# has no closed form and is smaller by the mean of Σ −log(1 − tanh² u); average −log_prob over samples for its
-# value, as SAC does. `mode` is the mean before squashing: its image is the median of each component, not the
-# densest point.
-tanh_gaussian = Distribution(
-    _gaussian_sample, _tanh_log_prob, _gaussian_entropy, _gaussian_mode, _gaussian_kl
-)
+# and after a bijection. `entropy` is that of the squashed action, an estimate that needs a key. `mode` is the
+# mean before squashing: its image is the median of each component, not the densest point.
+tanh_gaussian = Distribution(_gaussian_sample, _tanh_log_prob, _tanh_entropy, _gaussian_mode, _gaussian_kl)
 
 
 def reparameterise(
     noise: Float[Array, "*B D"], parameters: Gaussian
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B"]]:
     """The squashed action of `tanh_gaussian` that standard normal `noise` gives, in (−1, 1), and its
-    log-density there; gradients flow through both (Haarnoja et al. 2018, eq. 8).
+    log-density there; gradients flow through both (Haarnoja et al. 2018, eq. 8). The Gaussian's part is that
+    of the noise: from (action − mean) / std it would lose digits where std is small beside the mean.
     """
-    mean, log_std = parameters
+    mean, log_std = _gaussian(parameters)
     action = mean + jnp.exp(log_std) * noise
-    return squash(action), _tanh_log_prob(parameters, action)
+    density = -jnp.sum(0.5 * jnp.square(noise) + log_std + 0.5 * math.log(2 * math.pi), axis=-1)
+    return squash(action), density - _log_slope(action)

@@ -18,8 +18,8 @@ def inner(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
 
 def move(point: PyTree, step: Scalar, direction: PyTree) -> PyTree:
-    """point + step · direction, with `step` a scalar."""
-    return jax.tree.map(lambda x, d: x + step * d, point, direction)
+    """point + step · direction, with `step` a scalar, in the dtypes of the point."""
+    return jax.tree.map(lambda x, d: (x + step * d).astype(x.dtype), point, direction)
 
 
 def conjugate_gradient(

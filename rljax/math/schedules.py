@@ -19,7 +19,7 @@ SCHEDULES: dict[str, Callable[[Array], Array]] = {
 
 def factor(kind: str, progress: Array) -> Array:
     """The factor at `progress` = iteration / total, a scalar clipped to [0, 1]."""
-    return SCHEDULES[kind](jnp.clip(progress, 0.0, 1.0))
+    return SCHEDULES[kind](jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0))
 
 
 def interpolate(start: float | Array, end: float | Array, progress: Array, fraction: float | Array) -> Array:
@@ -27,4 +27,4 @@ def interpolate(start: float | Array, end: float | Array, progress: Array, fract
 
     `progress` = iteration / total, a scalar. The ε of ε-greedy, and the β of prioritised replay.
     """
-    return start + (end - start) * jnp.clip(progress / fraction, 0.0, 1.0)
+    return start + (end - start) * jnp.clip(jnp.asarray(progress / fraction, jnp.float32), 0.0, 1.0)

@@ -1,5 +1,6 @@
 """Networks: Flax modules behind `Network`, the one thing that an algorithm sees."""
 
+from rljax.models import contract
 from rljax.models.actor_critic import actor_critic, from_linen, from_nnx
 from rljax.models.continuous import (
     ActorCritic,
@@ -24,6 +25,7 @@ __all__ = [
     "Head",
     "actor_critic",
     "continuous_actions",
+    "contract",
     "critic",
     "deterministic_actor",
     "discrete_actions",

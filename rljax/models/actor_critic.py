@@ -33,7 +33,8 @@ class _ActorCritic(nn.Module):
         value = Dense(1, orthogonal(1.0), name="value")(critic)[0]
         if not self.continuous:
             return policy, value
-        log_std = self.param("log_std", nn.initializers.constant(self.initial_log_std), (self.size,))
+        constant = nn.initializers.constant(self.initial_log_std)
+        log_std = self.param("log_std", constant, (self.size,), jnp.float32)
         return (policy, jnp.broadcast_to(log_std[None], policy.shape)), value
 
 
@@ -91,17 +92,21 @@ def actor_critic(observation_space: Space, head: Head, config: Any) -> Network:
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A user's own Flax Linen module as a Network: its `__call__(observation)` must give what the algorithm
-    asks for.
+    """A user's own Flax Linen module as a Network: its `__call__` takes an observation, and what else the
+    algorithm asks for (a critic the action, IQN's network fractions τ).
     """
-    return Network(
-        lambda key, observation: module.init(key, observation)["params"],
-        lambda params, observation: module.apply({"params": params}, observation),
-    )
+
+    def init(key: Key, *inputs: PyTree) -> PyTree:
+        return module.init(key, *inputs)["params"]
+
+    def apply(params: PyTree, *inputs: PyTree) -> Any:
+        return module.apply({"params": params}, *inputs)
+
+    return Network(init, apply)
 
 
 def from_nnx(make: Callable[[Any], Any]) -> Network:
-    """A user's own Flax NNX module as a Network; `make(rngs)` builds it.
+    """A user's own Flax NNX module as a Network; `make(rngs)` builds it. It is called as in `from_linen`.
 
     Its state must be parameters only (no dropout or batch statistics), because a Network is a pure function
     of params.
@@ -110,8 +115,8 @@ def from_nnx(make: Callable[[Any], Any]) -> Network:
 
     graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
 
-    def init(key: Key, observation: PyTree) -> PyTree:
-        del observation
+    def init(key: Key, *inputs: PyTree) -> PyTree:
+        del inputs
         return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)))[1])
 
     def apply(params: PyTree, *inputs: Any) -> Any:

@@ -15,11 +15,12 @@ import numpy as np
 from jax.core import Tracer
 
 from rljax.checks import suggest
-from rljax.math import distributions
+from rljax.math import distributions, intervals
 from rljax.math.distributions import Distribution
 from rljax.types import Array, Box, Discrete, Key, MultiDiscrete, Policy, PyTree, Space
 
 KINDS = ("gaussian", "tanh")
+MOST_INTEGERS = 2.0**23  # above it float32 has no halves
 
 
 class Head(NamedTuple):
@@ -49,7 +50,8 @@ def policy_head(space: Space, kind: str = "gaussian") -> Head:
 
     `kind` = "gaussian": the raw action ±1 stands for the bounds, beyond which the environment's action is
     clipped (the log-probability is of the unclipped one); "tanh": squashed into the bounds. Unbounded
-    components are passed on as they are.
+    components are passed on as they are. Where the environment takes integers, those between the bounds get
+    equal parts of [−1, 1], and unbounded ones are rounded to the nearest.
 
     Raises: ValueError for a space that no policy fits.
     """
@@ -80,17 +82,26 @@ def policy_head(space: Space, kind: str = "gaussian") -> Head:
         raise ValueError(
             f"action_distribution = 'tanh': needs finite action bounds, this space is {space}; use 'gaussian'"
         )
-    scale = xp.where(finite, (xp.where(finite, high, 0) - xp.where(finite, low, 0)) / 2, 1).astype(xp.float32)
-    centre = xp.where(finite, (xp.where(finite, high, 0) + xp.where(finite, low, 0)) / 2, 0).astype(
-        xp.float32
-    )
+    bottom, top = (xp.where(finite, end, 0) for end in (low, high))
+    if space.is_integer and not traced and (np.maximum(-bottom, top) >= MOST_INTEGERS).any():
+        raise ValueError(
+            f"action space {space}: integers must be below 2**23 or unbounded; "
+            "use rljax.envs.wrappers.map_action"
+        )
+    # from halves, as the difference of two large bounds overflows
+    scale = xp.where(finite, top / 2 - bottom / 2, 1).astype(xp.float32)
+    centre = (top / 2 + bottom / 2).astype(xp.float32)
     squash = jnp.tanh if kind == "tanh" else lambda raw: raw
 
     def to_env(raw: Array) -> Array:
         batch = raw.shape[:-1]
-        shape = (1,) * len(batch) + (-1,)
-        action = squash(raw) * scale.reshape(shape) + centre.reshape(shape)
-        action = jnp.clip(action, low.reshape(shape), high.reshape(shape))
+        rows = lambda x: jnp.asarray(x).reshape((1,) * len(batch) + (-1,))
+        squashed = squash(raw)
+        action = squashed * rows(scale) + rows(centre)
+        if space.is_integer:
+            cells = intervals.cell((squashed + 1) / 2, rows(bottom), rows(top))
+            action = jnp.where(rows(finite), cells, jnp.round(action))
+        action = jnp.clip(action, rows(low), rows(high))
         return action.reshape(*batch, *space.shape).astype(space.dtype)
 
     chosen = distributions.tanh_gaussian if kind == "tanh" else distributions.diagonal_gaussian

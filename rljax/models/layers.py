@@ -139,8 +139,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         size, batch = x.shape[::-1] if self.rows else x.shape
-        kernel = self.param("kernel", self.kernel_init, (self.features, size))
-        bias = self.param("bias", nn.initializers.zeros, (self.features, 1))
+        kernel = self.param("kernel", self.kernel_init, (self.features, size), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features, 1), jnp.float32)
         if self.rows:
             return _product(kernel, x) + jnp.ones((batch, 1), x.dtype) @ bias.T
         if by_rows(batch):

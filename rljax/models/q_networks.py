@@ -145,10 +145,11 @@ def implicit_quantile_network(observation_space: Space, num_actions: int, config
     module = _ImplicitQuantileNetwork(torso, head, config.activation)
     prepare = _prepare(observation_space, config)
 
-    def init(key: Key, observation: PyTree) -> PyTree:
+    def init(key: Key, observation: PyTree, *tau: Array) -> PyTree:
+        del tau  # any number of them: the parameters do not depend on it
         prepared = prepare(observation)
         batch = prepared.shape[0 if config.architecture == "cnn" else 1]
-        return module.init(key, prepared, jnp.zeros((batch, 1)))["params"]
+        return module.init(key, prepared, jnp.zeros((batch, 1), jnp.float32))["params"]
 
     def apply(params: PyTree, observation: PyTree, tau: Array) -> Array:
         count = tau.shape[-1]

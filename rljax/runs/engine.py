@@ -94,7 +94,7 @@ def episodes(
         action, memory = policy.act(act_key, obs, memory, greedy)
         keys = jax.random.split(env_key, num_episodes)
         obs, state, reward, terminated, truncated = jax.vmap(env.step)(keys, state, action)
-        returns = returns + jnp.where(done, 0.0, reward)
+        returns = returns + jnp.where(done, 0.0, reward).astype(jnp.float32)
         return time + 1, obs, state, memory, returns, lengths + ~done, done | terminated | truncated
 
     *_, returns, lengths, done = jax.lax.while_loop(unfinished, step, start)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rljax import algorithms, checks
 from rljax.runs import checkpoint, engine, load, statistics, stopping, stored
-from rljax.types import Env, LanguageModel, Network, Task
+from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
 
 @stopping.stoppable()
@@ -24,6 +24,7 @@ def evaluate(
     checkpoint_iteration: int | None = None,
     env: Env | Task | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
 ) -> dict[str, Any]:
     """Run the policies of a run for `episodes` complete episodes each, in parallel: no bias towards short
     ones.
@@ -34,7 +35,7 @@ def evaluate(
         seed: of the start states and whatever is drawn.
         member: only this one; None takes all.
         checkpoint_iteration: None takes the newest complete checkpoint.
-        env, network: where the run was made with ones of your own.
+        env, network, frozen: where the run was made with ones of your own.
 
     Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
     rewarded these are of greedy completions of held-out prompts, at most `episodes`; of other text {"loss"}
@@ -45,7 +46,7 @@ def evaluate(
     load.check_seed(seed, 1)
     if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
         raise ValueError(f"episodes = {checks.show(episodes)}: must be an integer of at least 1")
-    told, found, swept = load.description(run, env, network)
+    told, found, swept = load.description(run, env, network, frozen)
     if isinstance(found.env, Task) and not greedy:
         raise ValueError("held-out completions are greedy: leave out --sampled")
     number = len(told["seeds"])
@@ -54,9 +55,8 @@ def evaluate(
     restored = stored.saved(run, checkpoint_iteration)
     chosen = list(range(number)) if member is None else [member]
     varied = {name: np.asarray(column)[chosen] for name, column in swept.items()}
-    program = engine.build(
-        found.module.make, found.env, found.config, varied, [told["seeds"][i] for i in chosen], network
-    )
+    seeds = [told["seeds"][i] for i in chosen]
+    program = engine.build(found.module.make, found.env, found.config, varied, seeds, network, frozen)
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
     stopping.check("interrupted")
     states = program.place(program.unhost(checkpoint.rebuild(program.template(), arrays, restored.path)))

@@ -23,7 +23,7 @@ import numpy as np
 from rljax import backend
 from rljax.checks import RunError, show
 from rljax.runs.checkpoint import sha256_of, write_json
-from rljax.types import Feed, Preferences, Prompts, Task
+from rljax.types import Feed, Preferences, Prompts, PyTree, Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (
     "config.json",
@@ -40,6 +40,7 @@ FROZEN = {
     "params": "the parameters to start from are",
     "rewards": "the reward model is",
     "reward_names": "the names and weights of its rewards are",
+    "given": "frozen= is",
 }
 
 
@@ -53,9 +54,14 @@ def plain(value: Any) -> Any:
 
 
 def describe(
-    setup: Any, swept: dict[str, Any], seeds: list[int], iterations: int, own_network: bool
+    setup: Any,
+    swept: dict[str, Any],
+    seeds: list[int],
+    iterations: int,
+    own_network: bool,
+    frozen: PyTree = None,
 ) -> dict[str, Any]:
-    """The content of config.json for a `load.Setup`."""
+    """The content of config.json for a `load.Setup`; `frozen` is what the user gave."""
     values = {field.name: plain(getattr(setup.config, field.name)) for field in fields(setup.config)}
     own_model = setup.own_env and isinstance(setup.env, Task) and setup.env.model is not None
     return {
@@ -65,7 +71,11 @@ def describe(
         "swept": list(swept),
         "seeds": seeds,
         "preset": setup.preset,
-        "own": ["env"] * setup.own_env + ["model"] * own_model + ["network"] * own_network,
+        "own": ["env"] * setup.own_env
+        + ["model"] * own_model
+        + ["network"] * own_network
+        + ["frozen"] * (frozen is not None),
+        **given(frozen),
         "initial_steps": setup.config.initial_steps,
         "steps_per_iteration": setup.config.steps_per_iteration,
         "iterations": iterations,
@@ -105,6 +115,11 @@ def sums(task: Task) -> dict[str, str]:
         told = json.dumps([[reward.name, float(reward.weight)] for reward in task.rewards])
         found["reward_names"] = hashlib.sha256(told.encode()).hexdigest()
     return found
+
+
+def given(frozen: PyTree) -> dict[str, Any]:
+    """What config.json says of arrays that the user gave: their sha256."""
+    return {} if frozen is None else {"frozen": {"given": sha256_of(jax.tree.map(np.asarray, frozen))}}
 
 
 def keep(run: Path, task: Task) -> None:

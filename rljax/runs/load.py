@@ -108,6 +108,13 @@ def _nouns() -> tuple[Any, Any]:
     return Corpus, Problem
 
 
+def check_frozen(algorithm: str, frozen: PyTree) -> None:
+    """ValueError where an algorithm is given arrays that it does not look at."""
+    if frozen is not None and algorithm not in algorithms.GIVEN:
+        takes = ", ".join(f"{name} ({what})" for name, what in algorithms.GIVEN.items())
+        raise ValueError(f"frozen= is for {takes}: {algorithm} is given nothing, leave it out")
+
+
 def kind(setup: Setup) -> str:
     """What config.json, summary.json and sweep.json call the world of this set-up."""
     return "task" if isinstance(setup.env, Task) else "env"
@@ -141,17 +148,22 @@ def check_seed(seed: int, seeds: int) -> int:
 
 
 def description(
-    run: Path | str, env: Env | Task | Problem | None = None, network: Network | LanguageModel | None = None
+    run: Path | str,
+    env: Env | Task | Problem | None = None,
+    network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
     """A run's config.json, its set-up, and what differs between its members (field -> list).
 
-    Raises: ValueError where the run was made with an Env or Network of the user's own that is not given, or
-    where the text of a task or the parameters that it starts from are no longer the same; FileNotFoundError.
+    Raises: ValueError where the run was made with an Env, Network or arrays of the user's own that are not
+    given, or where these arrays, the text of a task or the parameters that it starts from are no longer the
+    same; FileNotFoundError.
     """
     from rljax.text import Problem
 
     told = folder.read(run)
-    for name, given in (("env", env), ("network", network)):
+    check_frozen(told["algorithm"], frozen)
+    for name, given in (("env", env), ("network", network), ("frozen", frozen)):
         if name in told["own"] and given is None:
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
@@ -169,6 +181,10 @@ def description(
         world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
+    if not isinstance(world, Task) and (
+        wrong := folder.changed(told, folder.given(frozen).get("frozen", {}))
+    ):
+        raise ValueError(f"{run} cannot go on with other arrays: {wrong}; give the same")
     if isinstance(world, Task):
         sums = folder.sums(world)
         if env is not None and "frozen" in told:  # judged by the rewards that are given
@@ -200,17 +216,18 @@ def load(
     checkpoint_iteration: int | None = None,
     env: Env | Task | Problem | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
 ) -> Loaded:
-    """One member of a run: pass `env` and `network` where the run was made with ones of your own.
+    """One member of a run: pass `env`, `network` and `frozen` where the run was made with ones of your own.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
-    told, found, swept = description(run, env, network)
+    told, found, swept = description(run, env, network, frozen)
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
     config = found.config.replace(**{name: column[member] for name, column in swept.items()})
-    algorithm = found.module.make(found.env, engine.strong(config), network)
+    algorithm = found.module.make(found.env, engine.strong(config), network, frozen)
     restored = stored.saved(run, checkpoint_iteration)
     shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
     template = jax.tree.map(

@@ -238,7 +238,8 @@ class Recorder:
             "seeds": len(self.seeds),
             "headline": self.headline,
             self.headline: statistics.headline(means.tolist(), measured),
-            "steps_per_second": round(steps * len(self.seeds) / self.seconds, 1),
+            # without those of `init`, whose time is not in `seconds` either
+            "steps_per_second": round((steps - self.initial) * len(self.seeds) / self.seconds, 1),
             "compile_seconds": round(startup["trace"] + startup["compile"], 2),
             "startup": startup,
             "device": folder.device(),

@@ -55,6 +55,7 @@ def render(
     greedy: bool = True,
     env: Env | None = None,
     network: Network | None = None,
+    frozen: PyTree = None,
 ) -> Path:
     """Roll a run's policy out for one episode and draw it; returns the GIF.
 
@@ -65,7 +66,7 @@ def render(
         seed: of the start state and whatever is drawn.
         max_steps: of the episode, which else ends by itself, or after 1000 steps where it has no time limit.
         greedy: the policy's mode, or draws from it.
-        env, network: where the run was made with ones of your own.
+        env, network, frozen: where the run was made with ones of your own.
 
     Raises: ValueError or FileNotFoundError for misuse, RunError where the extra `render` is not installed or
         Gymnax fails to draw; each one line.
@@ -82,7 +83,7 @@ def render(
     _check_suffix(path)
     if (Path(run) / folder.CONFIG).is_file() and "task" in folder.read(run):
         raise ValueError(f"{run} learnt text and has no episode to draw: `rljax generate` writes with it")
-    loaded = load.load(run, member=member, env=env, network=network)
+    loaded = load.load(run, member=member, env=env, network=network, frozen=frozen)
     assert not isinstance(loaded.env, Task), "a run of an environment has one"
     _check_drawable(loaded.env.name, loaded.env.source)
     limit = max_steps or loaded.env.max_steps or _ENDLESS

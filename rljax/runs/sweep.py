@@ -19,7 +19,7 @@ import numpy as np
 from rljax import checks
 from rljax.runs import engine, folder, load, mesh, problems, record, stopping
 from rljax.runs.train import begin, train_members
-from rljax.types import Env, LanguageModel, Network, Task
+from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
     from rljax.text import Corpus, Problem
@@ -55,6 +55,7 @@ def sweep(
     out: Path | str | None = None,
     env_arguments: dict[str, Any] | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
     init: Path | str | None = None,
     init_member: int | None = None,
     model: str = "",
@@ -77,10 +78,7 @@ def sweep(
     """
     chosen = record.options_from({"stop_on_nan": False} | options)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
-    if setup.env.host:
-        raise ValueError(
-            f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train"
-        )
+    load.check_frozen(algorithm, frozen)
     load.check_seed(seed, seeds)
     for field, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
@@ -92,19 +90,19 @@ def sweep(
     with folder.claimed(run):
         if isinstance(setup.env, Task) and setup.env.problem is not None:
             start = problems.start_of(model, init, init_member, reward)
-            check = lambda setup: plan(setup, grid, seeds, seed, network)
+            check = lambda setup: plan(setup, grid, seeds, seed, network, frozen)
             setup = begin(setup, start, warm_up, seed, run, chosen, check)
         elif model or any(each is not None for each in (init, warm_up, reward)):
             raise ValueError(
                 "init, model, warm_up and reward of a sweep are of tasks of text: leave them out"
             )
-        groups = plan(setup, grid, seeds, seed, network)
+        groups = plan(setup, grid, seeds, seed, network, frozen)
         limit = mesh.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
         pieces: list[tuple[Part, dict[Any, Any]]] = []
         compilations = 0
         for group in groups:
             cache: dict[Any, Any] = {}
-            parts, compiled = _split(setup, group, limit, network, cache)
+            parts, compiled = _split(setup, group, limit, network, frozen, cache)
             pieces += [(part, cache) for part in parts]
             compilations += compiled
         results, rows = [], []
@@ -120,6 +118,7 @@ def sweep(
                     part.seeds,
                     run and run / name,
                     network=network,
+                    frozen=frozen,
                     options=chosen,
                     cache=cache,
                 )
@@ -160,6 +159,7 @@ def plan(
     seeds: int,
     seed: int,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
 ) -> list[Part]:
     """One Part per combination of static values, each with every combination of numbers × seeds.
 
@@ -191,7 +191,7 @@ def plan(
         here = load.with_fields(setup, part.static)
         for index in range(0, len(part.seeds), seeds):
             own = {field: column[index] for field, column in part.swept.items()}
-            setup.module.make(here.env, here.config.replace(**own), network)
+            setup.module.make(here.env, here.config.replace(**own), network, frozen)
     return parts
 
 
@@ -200,6 +200,7 @@ def _split(
     part: Part,
     limit: float,
     network: Network | LanguageModel | None,
+    frozen: PyTree,
     cache: dict[Any, Any],
 ) -> tuple[list[Part], int]:
     """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how
@@ -212,7 +213,7 @@ def _split(
         piece = _cut(part, 0, size)
         stopping.check()
         program = engine.build(
-            setup.module.make, here.env, here.config, piece.swept, piece.seeds, network, cache=cache
+            setup.module.make, here.env, here.config, piece.swept, piece.seeds, network, frozen, cache
         )
         needed = program.memory_bytes()
         if needed <= limit:

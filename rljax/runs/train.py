@@ -53,6 +53,7 @@ def train(
     warm_up: float | None = None,
     reward: Path | str | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
     **options: Any,
 ) -> Result:
     """Train `seeds` members, with seeds seed, seed + 1, …, in one compiled program.
@@ -73,7 +74,8 @@ def train(
         warm_up: on a task, the tokens for which `sft` trains a model of the Config's sizes where there is
             neither `init` nor `model`; None: as many as its preset says.
         reward: on a task, a run of reward_model whose members' mean takes the place of the task's rewards.
-        network: a Network of one's own, or for a Task a LanguageModel.
+        network: a Network of one's own (for actor and critic an ActorCritic), or for a Task a LanguageModel.
+        frozen: arrays that the algorithm is given beside the environment: td_lambda's policy.
         options: the fields of `Options`.
 
     Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong
@@ -84,6 +86,7 @@ def train(
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    load.check_frozen(algorithm, frozen)
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     task = isinstance(setup.env, Task) and setup.env.problem is not None
     if not task and (model or warm_up is not None or reward is not None):
@@ -107,8 +110,14 @@ def train(
         if task:
             start = problems.start_of(model, init, init_member, reward)
             setup, init, init_member = begin(setup, start, warm_up, seed, run, chosen, check), None, None
-        shared: dict[str, Any] = {"resume": resume, "network": network, "options": chosen}
-        shared |= {"init": init, "init_member": init_member, "cache": cache, "spent": spent}
+        shared: dict[str, Any] = {"resume": resume, "network": network, "frozen": frozen}
+        shared |= {
+            "init": init,
+            "init_member": init_member,
+            "options": chosen,
+            "cache": cache,
+            "spent": spent,
+        }
         return train_members(setup, {}, numbers, run, **shared)
 
 
@@ -192,6 +201,7 @@ def train_members(
     init: Path | str | None = None,
     init_member: int | None = None,
     network: Network | LanguageModel | None = None,
+    frozen: PyTree = None,
     options: Options | None = None,
     cache: dict[Any, Any] | None = None,
     spent: Seconds | None = None,
@@ -203,16 +213,11 @@ def train_members(
     config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
     total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
-    if env.host and (resume or options.checkpoint_every):
-        raise ValueError(
-            f"{env.name} lives on the host and its state cannot be saved: "
-            "leave out resume and checkpoint_every"
-        )
     judged = algorithms.headline(setup.algorithm)
     if options.target_return is not None and judged != "return":
         raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} has a {judged}")
     run = None if out is None else Path(out)
-    description = folder.describe(setup, swept, seeds, total, network is not None)
+    description = folder.describe(setup, swept, seeds, total, network is not None, frozen)
     if run is not None and isinstance(env, Task):
         description["frozen"] = folder.sums(env)
     title = f"{setup.algorithm} on {setup.env_name}"
@@ -222,7 +227,7 @@ def train_members(
         if setup.preset:
             bar.say(f"using the preset for {title}")
         stopping.check()
-        program = engine.build(setup.module.make, env, config, swept, seeds, network, cache=cache)
+        program = engine.build(setup.module.make, env, config, swept, seeds, network, frozen, cache)
         memory.check(program, len(seeds), title)
         program.prepare(restored is None)
         if isinstance(env, Task) and not isinstance(env.learn, Feed):

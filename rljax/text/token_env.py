@@ -151,4 +151,5 @@ def token_env(
         },
         action_space=Discrete(size),
         max_steps=length,
+        truncates_early=False,
     )

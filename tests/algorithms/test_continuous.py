@@ -110,7 +110,7 @@ def test_the_reparameterised_density_is_a_density() -> None:
     np.testing.assert_allclose(total, 1, atol=1e-3)
     mean, log_std = parameters
     again = tanh_gaussian.log_prob(parameters, mean + jnp.exp(log_std) * noise)
-    np.testing.assert_array_equal(log_prob, again)
+    np.testing.assert_allclose(log_prob, again, rtol=1e-5, atol=1e-5)
 
 
 def test_the_value_of_discrete_sac_is_the_expectation_by_enumeration() -> None:

@@ -19,6 +19,7 @@ from rljax.models import (
     MLP,
     Dense,
     actor_critic,
+    continuous_actions,
     from_linen,
     from_nnx,
     observations,
@@ -324,6 +325,43 @@ def test_unbounded_components_are_passed_on() -> None:
     np.testing.assert_allclose(policy_head(Box(low, high, (3,))).to_env(raw), [[-5, 0, 2], [5, 5, 3]])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_largest_number_as_a_bound_is_none(dtype: Any) -> None:
+    """Gymnasium's way to say so: the sizes of numbers beyond it, NaN before, are those of the raw action."""
+    space = Box(-np.finfo(dtype).max, np.array([np.finfo(dtype).max, 2.0]), (2,))
+    assert np.ravel(space.low).tolist() == [-np.inf]
+    assert np.ravel(space.high).tolist() == [np.inf, 2.0]
+    raw = jnp.array([[-5.0, 1.0], [7.0, 9.0]])
+    np.testing.assert_array_equal(policy_head(space).to_env(raw), [[-5, 1], [7, 2]])
+    with pytest.raises(ValueError, match="sac needs finite action bounds"):
+        continuous_actions(space, "sac")
+    assert Box(0, np.iinfo(np.uint8).max, (2,), np.uint8).high == 255
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "tanh"])
+def test_bounds_whose_difference_overflows_are_bounds(kind: str) -> None:
+    head = policy_head(Box(-3e38, 3e38, (1,)), kind)
+    np.testing.assert_array_equal(
+        head.to_env(jnp.array([[-20.0], [0.0], [20.0]])), np.float32([[-3e38], [0], [3e38]])
+    )
+
+
+@pytest.mark.parametrize(("low", "high", "dtype"), [(0, 3, np.int32), (-2, 2, np.int16), (0, 1, np.bool_)])
+def test_integer_actions_get_equal_parts(low: int, high: int, dtype: Any) -> None:
+    head = policy_head(Box(low, high, (1,), dtype))
+    action = np.asarray(head.to_env(jnp.linspace(-1, 1, 4001)[:, None]))[:, 0]
+    assert action.dtype == dtype
+    counts = np.bincount(action.astype(int) - low, minlength=high - low + 1)
+    np.testing.assert_allclose(counts, 4001 / (high - low + 1), atol=1.5)
+    assert head.to_env(jnp.array([[-9.0], [9.0]])).reshape(-1).tolist() == [low, high]
+
+
+def test_unbounded_integers_are_rounded() -> None:
+    head = policy_head(Box(-np.inf, np.array([np.inf, 3]), (2,), np.int32))
+    raw = jnp.array([[-2.6, 2.6], [0.4, 9.0], [1.7, 3.2]])
+    assert head.to_env(raw).tolist() == [[-3, 3], [0, 3], [2, 3]]
+
+
 def test_an_action_has_the_shape_and_type_of_its_space() -> None:
     head = policy_head(Box(-1.0, 1.0, (2, 3), np.float16))
     assert head.size == 6
@@ -340,6 +378,7 @@ def test_an_action_has_the_shape_and_type_of_its_space() -> None:
         ((Discrete(2),), "gaussian", "Discrete, MultiDiscrete or Box"),
         (Box(-np.inf, np.inf, (1,)), "tanh", "finite action bounds.*'gaussian'"),
         (Box(0.0, np.inf, (1,)), "tanh", "finite action bounds.*'gaussian'"),
+        (Box(0, 2**31 - 1, (1,), np.int32), "gaussian", "below 2\\*\\*23 or unbounded.*map_action"),
     ],
 )
 def test_errors_of_heads(space: Any, kind: str, message: str) -> None:

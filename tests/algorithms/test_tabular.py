@@ -434,6 +434,31 @@ def test_a_policy_of_the_user_s_goes_through_the_engine() -> None:
     assert len(cache) == 3  # init, advance and evaluate were compiled once
 
 
+def test_a_policy_of_the_user_s_is_trained_evaluated_and_loaded(tmp_path: Any) -> None:
+    """Right and down between the holes of the lake, which is not slippery, to its goal: v by hand."""
+    run, right = tmp_path / "run", np.tile(np.eye(4)[2], (16, 1))
+    right[[2, 6, 10, 14]] = np.eye(4)[[1, 1, 1, 2]]
+    arguments = {"is_slippery": False}
+    config = {"num_envs": 2, "num_steps": 8, "discount": 0.9, "step_size_decay": 0.0, "step_size": 1.0}
+    given = {"env_arguments": arguments, "steps": 96, "out": run, "progress": False}
+    done = rljax.train("td_lambda", "FrozenLake-tabular", config, frozen=right, **given)
+    assert done.summary["return"]["mean"] == 1
+    np.testing.assert_allclose(done.states.params[0][[14, 10, 6, 2]], 0.9 ** np.arange(4), rtol=1e-3)
+    assert rljax.evaluate(run, episodes=4, frozen=right)["return"]["mean"] == 1
+    assert (
+        rljax.load(run, frozen=right)
+        .algorithm.policy(None)
+        .act(jax.random.key(0), jnp.array([10]), (), True)[0]
+        == 1
+    )
+    with pytest.raises(ValueError, match="trained with frozen= of your own: pass the same frozen= again"):
+        rljax.evaluate(run)
+    with pytest.raises(ValueError, match="frozen= is not the same as there"):
+        rljax.load(run, frozen=np.full((16, 4), 0.25))
+    with pytest.raises(ValueError, match=r"frozen= is for td_lambda \(the policy.*sarsa is given nothing"):
+        rljax.train("sarsa", "FrozenLake-tabular", frozen=right)
+
+
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [

@@ -220,7 +220,8 @@ def test_the_step_is_the_one_of_the_explicit_fisher_matrix(env: str, fields: dic
     def objective(x: Any) -> Any:
         new = network.apply(unravel(x), seen.obs)[0]
         score = distribution.log_prob(new, seen.action) * seen.advantage  # ∇ρ = ∇log π at the old policy
-        return score.mean() + config.entropy_coefficient * distribution.entropy(new).mean()
+        entropy = distribution.entropy(new, jax.random.split(jax.random.key(4), 3)[2])  # that of `step`
+        return score.mean() + config.entropy_coefficient * entropy.mean()
 
     matrix = np.asarray(jit(jax.hessian(kl))(flat), np.float64) + config.damping * np.eye(flat.size)
     gradient = np.asarray(jit(jax.grad(objective))(flat), np.float64)

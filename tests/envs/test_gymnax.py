@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import struct
 from gymnax.environments import environment, spaces
+from gymnax.wrappers import purerl
 
 from rljax import envs
 from rljax.checks import RunError
@@ -339,6 +340,42 @@ def test_shapes_that_change_are_refused():
         envs.from_gymnax(Thermostat(grow=True))
     with pytest.raises(ValueError, match="int has no reset_env"):
         envs.from_gymnax(3)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (purerl.FlattenObservationWrapper, "use rljax.envs.wrappers.flatten_observation"),
+        (lambda env: purerl.StickyActionWrapper(env, 1.0), "use rljax.envs.wrappers.sticky_actions"),
+        (purerl.LogWrapper, "leave it out"),
+        (type("Doubled", (purerl.GymnaxWrapper,), {}), "Doubled is a wrapper.*one of rljax.envs.wr"),
+    ],
+)
+def test_what_would_be_passed_by_is_refused(wrap, message):
+    env, params = gymnax.make("CartPole-v1")
+    with pytest.raises(ValueError, match=message) as error:
+        envs.from_gymnax(wrap(env), params)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["step", "reset"])
+def test_an_own_step_or_reset_is_refused(method):
+    kind = type("Sticky", (Thermostat,), {method: lambda self, *given: None})
+    with pytest.raises(ValueError, match=f"Sticky overrides {method}, .*: override {method}_env instead"):
+        envs.from_gymnax(kind())
+
+
+def test_only_gymnax_s_own_rule_truncates_at_the_limit_alone():
+    class Fickle(Thermostat):
+        def is_truncated(self, state, params):
+            return state.time % 2 == 1
+
+    assert not envs.from_gymnax(Thermostat()).truncates_early
+    assert envs.from_gymnax(Fickle()).truncates_early
+    assert envs.from_gymnax(Fickle()).max_steps == 3
+    assert not envs.make("CartPole-v1").truncates_early
+    limited = lambda limit: jnp.bool_(envs.make("CartPole-v1", max_steps_in_episode=limit).truncates_early)
+    assert jax.jit(limited)(9)
 
 
 def test_names_lists_every_environment_and_importing_is_cheap():

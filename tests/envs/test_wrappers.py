@@ -47,6 +47,13 @@ def test_time_limit():
     assert terminated.tolist() == truncated.tolist() == [False, True]
 
 
+def test_a_time_limit_says_nothing_of_the_environment_s_own_truncation():
+    assert wrappers.time_limit(counter(), 3).truncates_early
+    assert wrappers.time_limit(wrappers.time_limit(counter(), 3), 5).truncates_early
+    never = counter()._replace(truncates_early=False)
+    assert not wrappers.time_limit(never, 3).truncates_early
+
+
 def test_time_limits_nest_and_the_shorter_holds():
     assert wrappers.time_limit(counter(max_steps=7), 9).max_steps == 7
     env = wrappers.time_limit(wrappers.time_limit(counter(), 2), 5)
@@ -76,6 +83,21 @@ def test_stack_frames_keeps_each_component_s_bounds():
     np.testing.assert_array_equal(space.high, [99] * 6)
 
 
+def test_sticky_actions():
+    """With probability 1 the first action stays; with ½ each reward is that of this or the last action."""
+    *_, stuck = run(wrappers.sticky_actions(counter(), 1.0), [1, 0, 0])
+    assert wrappers.unwrapped(stuck) == 3
+    _, reward, *_ = run(wrappers.sticky_actions(counter(), 1.0), [1, 0, 0])
+    assert reward.tolist() == [1, 1, 1]
+    _, reward, *_ = run(wrappers.sticky_actions(counter(), 0.0), [1, 0, 1])
+    assert reward.tolist() == [1, 0, 1]
+    env = wrappers.sticky_actions(counter(), 0.5)
+    _, state = env.reset(KEY)
+    _, state, *_ = env.step(KEY, state, 1)
+    rewards = jax.vmap(lambda key: env.step(key, state, 0)[2])(jax.random.split(KEY, 4000))
+    assert abs(float(rewards.mean()) - 0.5) < 0.04
+
+
 def test_clip_actions():
     env = wrappers.clip_actions(counter(action_space=Box(np.array([-1.0, 0.0]), 2.0, (2,))))
     _, reward, *_ = run(env, [jnp.array([-5.0, -5.0]), jnp.array([0.5, 1.5]), jnp.array([9.0, 9.0])])
@@ -98,6 +120,31 @@ def test_discretise_actions():
     assert env.action_space == MultiDiscrete((5, 5))
     _, reward, *_ = run(env, [jnp.array(each) for each in ([0, 0], [4, 0], [0, 4], [1, 3])])
     np.testing.assert_allclose(reward, [-2.0, 0.0, 2.0, -0.5 + 2.0])
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8])
+def test_integer_actions_get_equal_parts_of_a_rescaled_one(dtype):
+    env = wrappers.rescale_actions(counter(action_space=Box(0, 3, (), dtype)))
+    assert env.action_space.dtype == np.float32
+    _, state = env.reset(KEY)
+    rewards = jax.vmap(lambda action: env.step(KEY, state, action)[2])(jnp.linspace(-1.2, 1.2, 2401))
+    assert np.bincount(np.asarray(rewards, int), minlength=4) == pytest.approx([700, 500, 500, 701], abs=2)
+
+
+def test_bounds_as_large_as_float32_can_hold_are_rescaled():
+    env = wrappers.rescale_actions(counter(action_space=Box(-3e38, 3e38, ())))
+    _, reward, *_ = run(env, [jnp.float32(-1), jnp.float32(0), jnp.float32(1)])
+    np.testing.assert_array_equal(reward, np.float32([-3e38, 0, 3e38]))
+
+
+def test_as_many_bins_as_integers_give_each_of_them():
+    for number in (3, 7, 50, 129, 299):
+        env = wrappers.discretise_actions(counter(action_space=Box(2, number + 1, (), np.int32)), number)
+        step = jax.vmap(lambda action, env=env: env.step(KEY, jnp.int32(0), action)[2])
+        np.testing.assert_array_equal(step(jnp.arange(number)), np.arange(2, number + 2))
+    env = wrappers.discretise_actions(counter(action_space=Box(0, 4, (), np.int32)), 3)
+    _, reward, *_ = run(env, [jnp.int32(0), jnp.int32(1), jnp.int32(2)])
+    assert reward.tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -166,6 +213,7 @@ def test_frozen_lake_flattens_to_one_hot():
 
 
 discrete, real = counter(), counter(action_space=Box(-1.0, 1.0, (2,)))
+integers = counter(action_space=Box(0, np.array([9, 3]), (2,), np.int32))
 unbounded, image = counter(action_space=Box(-np.inf, 1.0, (2,))), counter(None, Box(0, 1, (2, 2)))
 
 
@@ -186,6 +234,8 @@ unbounded, image = counter(action_space=Box(-np.inf, 1.0, (2,))), counter(None, 
         (lambda: wrappers.rescale_actions(real, 1.0, -1.0), "low = 1.0 must be below high = -1.0"),
         (lambda: wrappers.discretise_actions(real, 1), "bins = 1: must be an integer of at least 2"),
         (lambda: wrappers.discretise_actions(unbounded, 3), "needs finite bounds"),
+        (lambda: wrappers.discretise_actions(integers, 5), "bins = 5: a component has only 4 values"),
+        (lambda: wrappers.sticky_actions(discrete, 1.5), "probability = 1.5: must be from 0 to 1"),
         (lambda: wrappers.mask_observation(discrete, []), "3 booleans, or different indices from 0 to 2"),
         (lambda: wrappers.mask_observation(discrete, [0, 3]), "3 booleans"),
         (lambda: wrappers.mask_observation(discrete, [0, 0]), "3 booleans"),

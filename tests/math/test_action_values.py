@@ -56,6 +56,14 @@ def test_whether_and_which_are_independent() -> None:
     np.testing.assert_allclose(counts / n, 0.05 / 4, rtol=0.1)
 
 
+def test_a_forbidden_action_is_never_explored_and_the_others_alike() -> None:
+    n, allowed = 40_000, [0, 2, 4]
+    q = jnp.broadcast_to(jnp.full(5, -jnp.inf).at[jnp.array(allowed)].set(f32([1.0, -3.0, 2.0])[0]), (n, 5))
+    counts = np.bincount(np.asarray(av.epsilon_greedy(KEY, q, 0.6)), minlength=5)
+    np.testing.assert_allclose(counts / n, [0.2, 0, 0.2, 0, 0.6], atol=5 * 0.5 / n**0.5)
+    assert counts[[1, 3]].tolist() == [0, 0]
+
+
 def test_ties_go_to_the_first() -> None:
     assert av.greedy(jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]])).tolist() == [1, 0]
 
@@ -128,6 +136,29 @@ def test_soft_quantiles_are_their_definition_and_their_mean_is_the_soft_value() 
     soft = av.soft_quantiles(quantiles, means, 0.5)
     np.testing.assert_allclose(soft, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(soft.mean(axis=-1), av.soft_value(means, 0.5), rtol=1e-4, atol=1e-5)
+
+
+def test_forbidden_actions_are_as_if_they_were_not_there() -> None:
+    z, allowed = np.random.default_rng(6).normal(size=(7, 4, 4)), np.array([True, False, True, True])
+    (few,) = f32(z[:, allowed])
+    every = jnp.where(allowed[None, :, None], f32(z)[0], -jnp.inf)
+    soft = av.soft_quantiles(every, every.mean(axis=-1), 0.5)
+    np.testing.assert_allclose(soft, av.soft_quantiles(few, few.mean(axis=-1), 0.5), rtol=1e-5, atol=1e-6)
+    weight = jnp.array([[0.2, 0.0, 0.5, 0.3]])
+    np.testing.assert_allclose(
+        av.expected_value(every[..., 0], jnp.broadcast_to(weight, (7, 4))),
+        few[..., 0] @ weight[0, allowed],
+        rtol=1e-5,
+    )
+    slopes = jax.grad(lambda x: av.expected_value(x, weight[0]))(every[0, :, 0])
+    np.testing.assert_array_equal(slopes, weight[0])
+
+
+def test_what_follows_an_end_is_not_looked_at() -> None:
+    reward, discount = f32([1.0, 2.0, 3.0], [0.0, 0.0, 0.5])
+    value = jnp.array([-jnp.inf, jnp.nan, 4.0])
+    assert av.bootstrap(reward, discount, value).tolist() == [1, 2, 5]
+    assert av.bootstrap(reward, discount, jnp.stack([value, value], -1)).tolist() == [[1, 1], [2, 2], [5, 5]]
 
 
 def test_munchausen_without_bonus_and_temperature_is_q_learning() -> None:

@@ -220,13 +220,11 @@ def test_wrong_options_are_refused(change: dict, told: str) -> None:
         rljax.sweep("ppo", WALK, {"clip": [0.1]}, SHORT, **QUIET | change)
 
 
-def test_a_folder_in_use_and_a_host_environment(swept: SweepResult) -> None:
+def test_a_folder_in_use(swept: SweepResult) -> None:
     folder = swept.folder
     for out in (folder, folder / "part-000"):
         with pytest.raises(ValueError, match="already holds a sweep or a run: choose another --out"):
             rljax.sweep("ppo", WALK, {"clip": [0.1]}, SHORT, out=out, **QUIET)
-    with pytest.raises(ValueError, match="lives on the host, one instance at a time: a sweep refuses it"):
-        rljax.sweep("ppo", WALK._replace(host=True), {"clip": [0.1]}, SHORT, **QUIET)
 
 
 @pytest.fixture
