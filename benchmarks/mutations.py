@@ -65,8 +65,8 @@ BREAKS = (
     Break(
         "no-munchausen",
         "algorithms/dqn.py",
-        "return batch.reward + bonus + batch",
-        "return batch.reward + 0 * bonus + batch",
+        "(batch.reward + bonus, batch.discount",
+        "(batch.reward + 0 * bonus, batch.discount",
         (REPLAY,),
         "Munchausen DQN without its bonus",
     ),

@@ -54,11 +54,15 @@ POLICY = np.random.default_rng(3).normal(size=(2, ACTIONS)).astype(np.float32)
 VALUE = np.array([0.3, -0.4], np.float32)
 
 
-def nowhere(key: Any, *_: Any) -> Any:
+def reset(key: Any) -> Any:
     return jnp.zeros(2), ()
 
 
-ENV = Env("nowhere", nowhere, nowhere, Box(-1.0, 1.0, (2,)), Discrete(ACTIONS))
+def step(key: Any, state: Any, action: Any) -> Any:
+    return jnp.zeros(2), (), jnp.float32(0), jnp.bool_(False), jnp.bool_(False)
+
+
+ENV = Env("nowhere", reset, step, Box(-1.0, 1.0, (2,)), Discrete(ACTIONS))
 
 
 def network(policy: np.ndarray) -> Network:

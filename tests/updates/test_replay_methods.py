@@ -59,8 +59,12 @@ class Learnt(NamedTuple):
     priority: Any  # (UPDATES, B)
 
 
-def nowhere(key: Any, *_: Any) -> Any:
+def reset(key: Any) -> Any:
     return jnp.zeros(2), ()
+
+
+def step(key: Any, state: Any, action: Any) -> Any:
+    return jnp.zeros(2), (), jnp.float32(0), jnp.bool_(False), jnp.bool_(False)
 
 
 KEYS = jax.random.split(jax.random.key(7), UPDATES)
@@ -88,7 +92,7 @@ def learnt(module: Any, config: Any, network: Any, params: Any, target: Any, con
         return off_policy.Cycle(worlds, priority, learner, noise, worlds.obs[None], episodes, measures)
 
     action_space = Box(-1.0, 1.0, (1,)) if continuous else Discrete(ACTIONS)
-    env = Env("nowhere", nowhere, nowhere, Box(-1.0, 1.0, (2,)), action_space)
+    env = Env("nowhere", reset, step, Box(-1.0, 1.0, (2,)), action_space)
 
     @jax.jit
     def run(params: Any, target: Any) -> Any:
@@ -337,7 +341,7 @@ def test_three_updates_of_iqn(fields: dict[str, Any]) -> None:
     config = iqn.Config(**VALUED | fields | sizes, kappa=0.5)
     start, target = ({"w": table(s, 2, ACTIONS), "v": table(s + 4, 2, ACTIONS)} for s in (1, 2))
     zeros = {"w": jnp.zeros((2, ACTIONS)), "v": jnp.zeros((2, ACTIONS))}
-    compare(IQN(config, start, target), iqn, Network(lambda key, obs: zeros, implicit), start, target)
+    compare(IQN(config, start, target), iqn, Network(lambda *_: zeros, implicit), start, target)
 
 
 # Continuous actions: one number a, features of (s, a) that are not linear in it.
