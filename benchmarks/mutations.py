@@ -272,7 +272,7 @@ BREAKS = (
     Break(
         "squash",
         "math/distributions.py",
-        "return _gaussian_log_prob(parameters, action) - jnp.sum(log_slope, axis=-1)",
+        "return _gaussian_log_prob(parameters, action) - _log_slope(action)",
         "return _gaussian_log_prob(parameters, action)",
         ("tests/math/test_distributions.py",),
         "densities of squashed actions without the slope",
@@ -337,8 +337,8 @@ BREAKS = (
     Break(
         "trpo-entropy",
         "algorithms/trpo.py",
-        "config.entropy_coefficient * distribution.entropy(new).mean()",
-        "0 * distribution.entropy(new).mean()",
+        "config.entropy_coefficient * distribution.entropy(new, key).mean()",
+        "0 * distribution.entropy(new, key).mean()",
         (ON_POLICY,),
         "TRPO's entropy bonus ignored",
     ),
@@ -466,8 +466,8 @@ BREAKS = (
     Break(
         "truncation-ends",
         "envs/vector.py",
-        "return discount * (1.0 - steps.terminated), next_value",
-        "return discount * (1.0 - done), next_value",
+        "return discount * goes_on, next_value",
+        "return discount * within, next_value",
         (
             "tests/envs/test_vector.py",
             ON_POLICY,
@@ -477,8 +477,8 @@ BREAKS = (
     Break(
         "trace-leaks",
         "envs/vector.py",
-        "next_value, trace_decay * (1.0 - done)",
-        "next_value, trace_decay * (1.0 - steps.terminated)",
+        "next_value, trace_decay * within",
+        "next_value, trace_decay * goes_on",
         (
             "tests/envs/test_vector.py",
             ON_POLICY,

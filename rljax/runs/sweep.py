@@ -102,7 +102,7 @@ def sweep(
         compilations = 0
         for group in groups:
             cache: dict[Any, Any] = {}
-            parts, compiled = _split(setup, group, limit, network, frozen, cache)
+            parts, compiled = _split(setup, group, limit, network, cache, frozen)
             pieces += [(part, cache) for part in parts]
             compilations += compiled
         results, rows = [], []
@@ -200,8 +200,8 @@ def _split(
     part: Part,
     limit: float,
     network: Network | LanguageModel | None,
-    frozen: PyTree,
     cache: dict[Any, Any],
+    frozen: PyTree = None,
 ) -> tuple[list[Part], int]:
     """The part in as many equal pieces as keep the program of each under `limit` bytes per device, and how
     many were compiled.
