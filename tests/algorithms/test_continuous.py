@@ -1,4 +1,7 @@
-"""DDPG, TD3, SAC and discrete SAC: targets and gradients by hand, and what their updates promise."""
+"""DDPG, TD3, SAC and discrete SAC: targets by hand, and what their updates promise.
+
+Whole updates by hand are in tests/updates/test_replay_methods.py.
+"""
 
 import functools
 import math
@@ -8,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rljax import envs
@@ -207,13 +209,18 @@ def test_td3_counts_updates_across_iterations() -> None:
 
 
 def test_the_delay_is_a_branch_also_for_a_sweep() -> None:
-    """No `select` of both sides: the compiled loop over members keeps the conditional."""
-    env, config = envs.make("Pendulum-v1"), td3.Config(hidden_sizes=(8,), **SMALL)
-    algorithm = td3.make(env, config)
-    text = str(
-        jax.make_jaxpr(algorithm.step)(jax.random.key(0), jax.eval_shape(algorithm.init, jax.random.key(0)))
-    )
-    assert "cond[" in text
+    """No `select` of both sides: mapped over members, of which all are at one iteration, a conditional is
+    left. Where each had its own, as a user's `vmap` over States may want, there could be none.
+    """
+    algorithm = td3.make(envs.make("Pendulum-v1"), td3.Config(hidden_sizes=(8,), **SMALL))
+    keys = jax.random.split(jax.random.key(0), 2)
+    states = jax.eval_shape(jax.vmap(algorithm.init), keys)
+
+    def conditionals(iteration: Any, axis: int | None) -> int:
+        member = lambda iteration, key, state: algorithm.step(key, state.replace(iteration=iteration))
+        return str(jax.make_jaxpr(jax.vmap(member, (axis, 0, 0)))(iteration, keys, states)).count("cond[")
+
+    assert conditionals(jnp.int32(0), None) == 1 + conditionals(jnp.zeros(2, jnp.int32), 0)
 
 
 @pytest.mark.parametrize("module", [sac, discrete_sac])
@@ -319,28 +326,3 @@ def test_a_network_of_the_users_own() -> None:
     assert state.params.critic.shape == (4,)
     assert (state.params.critic != 0).all()
     assert np.isfinite(metrics.critic_loss.value)
-
-
-def test_the_gradient_of_the_first_update_of_ddpg_is_the_one_by_hand() -> None:
-    """q(s, a) = w a: dL/dw = E[(w a − r) a] with γ = 0; Adam's first moment has it."""
-    networks = ActorCritic(
-        Network(lambda key, obs: jnp.zeros(3), lambda w, obs: jnp.tanh(obs @ w)[..., None]),
-        Network(lambda *_: jnp.float32(0.5), lambda w, obs, action: w * action[..., 0]),
-    )
-    fields = {**SMALL, "num_steps": 1, "batch_size": 64, "discount": 0.0}
-    algorithm = ddpg.make(envs.make("Pendulum-v1"), ddpg.Config(**fields), networks)
-    first = jit(algorithm.init)(jax.random.key(0))
-    state, metrics = jit(algorithm.step)(jax.random.key(1), first)
-    np.testing.assert_allclose(
-        state.opt_state.critic.mu,
-        0.1 * metrics.gradient_norm.value * np.sign(state.opt_state.critic.mu),
-        rtol=1e-5,
-    )
-    rows = np.asarray(state.ring.reward)[:9].reshape(-1), np.asarray(state.ring.action)[:9].reshape(-1)
-    reward, action = rows
-    expected = ((0.5 * action - reward) * action).mean()
-    spread = ((0.5 * action - reward) * action).std() / 8
-    assert abs(10 * float(state.opt_state.critic.mu) - expected) < 5 * spread
-    # the actor climbs: dq/da = w' > 0, so that μ grows where its features are positive
-    gradient = -np.asarray(state.opt_state.actor.mu)
-    assert optax.tree.norm(gradient) > 0
