@@ -37,8 +37,9 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert scope["result"].summary["loss"]["mean"] < 0.3  # of log 13 = 2.6
         assert scope["completion"].tokens.shape == (2, 20)
     elif name == "rlhf":
-        for run in ("sft", "ppo", "dpo"):
-            assert 0 <= rljax.judge(f"runs/{run}", scope["task"])["return"]["mean"] <= 1
+        sft, ppo, dpo = optimality(scope)
+        assert ppo > sft + 0.1  # true optimality, which the reward model only imitates
+        assert dpo > sft - 0.1
     elif name == "task":
         assert scope["result"].summary["return"]["mean"] > 0.3  # by chance 0.2
     elif name == "pure":
@@ -47,6 +48,22 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (last > 40).all()
     else:
         raise AssertionError(f"no check for the example {name}")
+
+
+def optimality(scope: dict) -> list[float]:
+    """True optimality of what the policies of the example on RLHF draw: SFT, PPO, DPO."""
+    judge = lambda run: rljax.judge(f"runs/{run}", scope["task"], **scope["drawn"])["return"]["mean"]
+    return [judge(run) for run in ("sft", "ppo", "dpo")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_ppo_beats_sft_with_any_seed(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    exec(EXAMPLES["rlhf"].replace('out="runs/', f'seed={seed}, out="runs/'), scope)
+    sft, ppo, _ = optimality(scope)
+    assert ppo > sft + 0.1
 
 
 def test_every_algorithm_has_a_row_with_its_file_and_experiment() -> None:
