@@ -237,6 +237,10 @@ def test_wrong_tensors_are_named(tmp_path: Path) -> None:
         ({"hidden_act": "tanhshrink"}, "activation 'tanhshrink': must be one of silu"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type = 'yarn': must be one of"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_scaling = .* beside rope_parameters = .*: two rotary scalings",
+        ),
         ({"quantization_config": {"bits": 4}}, "quantization_config = .* not supported"),
         ({"num_key_value_heads": 3}, "num_kv_heads = 3: must divide num_heads = 4"),
     ],
@@ -353,6 +357,8 @@ def test_configs_of_both_layouts_say_the_same() -> None:
     llama = {"model_type": "llama", **SIZES, **HEADS}
     old = configs.config_from({**llama, "rope_theta": 5e5, "rope_scaling": scaling})
     assert old == configs.config_from({**llama, "rope_parameters": {**scaling, "rope_theta": 5e5}})
+    both = {"rope_parameters": {**scaling, "rope_theta": 5e5}, "rope_scaling": scaling}
+    assert old == configs.config_from({**llama, **both})
     rotary = Rotary(5e5, 1.0, "llama3", 32.0, 1.0, 4.0, 8192)
     assert old.layers == (Layer(rotary),) * 4
 

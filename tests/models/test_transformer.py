@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rljax.models.adapters import low_rank, prefixes
 from rljax.models.transformer import Layer, Rotary, TransformerConfig, logical_axes, transformer
 from rljax.models.transformer.attention import stored
 
@@ -429,3 +430,18 @@ def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones() -> None:
     between = (length > 8192 / 4) & (length < 8192)
     assert between.any()
     assert ((scaled < plain) & (scaled > plain / 8))[between].all()
+
+
+@pytest.mark.parametrize("loop", ["unrolled", "scanned"])
+def test_adapters_prefixes_and_trees_that_hold_some_have_names_too(loop: Any) -> None:
+    config = replace(LLAMA, loop=loop)
+    shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    key = jax.random.key(1)
+    lora = jax.eval_shape(lambda params: low_rank.init(key, params, ("mlp/*",), 2), shapes)
+    prefix = jax.eval_shape(lambda: prefixes.init(key, config, 3))
+    critic = {"kernel": jax.ShapeDtypeStruct((16, 1), float), "bias": jax.ShapeDtypeStruct((1,), float)}
+    is_names = lambda x: isinstance(x, tuple)
+    for tree in (lora, prefix, {"policy": shapes, "head": critic}):
+        axes = logical_axes(tree)
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(axes, is_leaf=is_names), strict=True)
+        assert all(len(names) == leaf.ndim for leaf, names in pairs)

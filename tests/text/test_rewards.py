@@ -232,6 +232,36 @@ def test_no_process_outlives_its_parent(tmp_path: Path, how: signal.Signals) -> 
             os.kill(worker, signal.SIGKILL)
 
 
+GRANDCHILD = """
+    import subprocess
+    import sys
+
+    def executes(prompt, completion, record):
+        child = subprocess.Popen([sys.executable, "-c", completion])
+        with open(record, "a") as file:
+            file.write(f"{child.pid}\\n")
+        return float(child.wait())
+"""
+
+
+def test_what_a_function_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grandchildren.py").write_text(textwrap.dedent(GRANDCHILD))
+    monkeypatch.syspath_prepend(tmp_path)
+    import grandchildren  # pyright: ignore[reportMissingImports]
+
+    reward = rewards.of_text(grandchildren.executes, processes=1, timeout=1.0)
+    with pytest.warns(UserWarning, match="no result in 1 s"):
+        _, failed = ask(reward, ["while True: pass"], [str(tmp_path / "pids")])
+    assert failed.tolist() == [True]
+    started = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    try:
+        assert len(started) == 2  # it is tried twice
+        assert all(map(gone, started))
+    finally:
+        for pid in filter(alive, started):
+            os.kill(pid, signal.SIGKILL)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -274,6 +304,9 @@ def gone(pid: int) -> bool:
         ("7 and then ####", None),
         ("=12=", 12),
         ("1" * 5000, float("inf")),
+        ("#### 2e999", float("inf")),
+        ("-1e400", -float("inf")),
+        ("1e-400", 0),
     ],
 )
 def test_numbers_are_read(string: str, value: float | None) -> None:
@@ -291,6 +324,24 @@ def test_ready_rewards() -> None:
         rewards.pattern("(")
     with pytest.raises(ValueError, match="reward numeric_answer: a record of the task has no field answer"):
         ask(rewards.numeric_answer(), ["1"], [{"completion": "1"}])
+
+
+def test_a_number_beyond_all_is_a_wrong_answer_and_no_failure() -> None:
+    answers = ["1e400", "#### 2e999", "-1e400", "1e400/1e400", "7"]
+    values, failed = ask(rewards.numeric_answer(), answers, [{"answer": "7"}] * 5)
+    assert values.tolist() == [0, 0, 0, 0, 1]
+    assert not failed.any()
+    with pytest.warns(UserWarning, match="holds no finite number"):
+        assert np.isnan(ask(rewards.numeric_answer(), ["5"], [{"answer": "1e400"}])[0][0])
+
+
+def test_one_stop_token_stands_for_all() -> None:
+    written = jnp.array([[5, 6, 1], [5, 6, 2], [5, 2, -1], [5, 6, 7]])
+    ended = rewards.one_stop((1, 2), written)
+    assert ended.tolist() == [[5, 6, 1], [5, 6, 1], [5, 1, -1], [5, 6, 7]]
+    assert rewards.one_stop((1,), written) is written
+    reference = {"completion": jnp.broadcast_to(jnp.array([5, 6, 1]), (4, 3))}
+    assert rewards.exact_match().apply(None, written, ended, reference).tolist() == [1, 1, 0, 0]
 
 
 def test_a_regular_expression_that_takes_for_ever() -> None:
@@ -317,6 +368,20 @@ def test_rewards_of_translation_are_those_of_sacrebleu() -> None:
     several = [{"many": ["nothing alike", "the cat sat"]}]
     assert ask(rewards.chrf("many"), said[:1], several)[0] == 1
     assert ask(rewards.bleu("many"), said[:1], several)[0] == pytest.approx(1)
+
+
+def test_bleu_cuts_words_as_it_is_told() -> None:
+    pytest.importorskip("sacrebleu")
+    said, right = "\u4eca\u5929\u5929\u6c14\u5f88\u597d", "\u4eca\u5929\u5929\u6c14\u4e0d\u9519"
+    score = lambda reward: float(ask(reward, [said], [{"completion": right}])[0][0])
+    from sacrebleu.metrics.bleu import BLEU
+
+    wanted = BLEU(effective_order=True, tokenize="zh").sentence_score(said, [right]).score / 100
+    assert score(rewards.bleu()) == 0
+    np.testing.assert_allclose(score(rewards.bleu(tokenize="zh")), wanted, rtol=1e-6)
+    assert wanted > 0.4
+    with pytest.raises(ValueError, match=r"bleu: tokenize = 'words': must be one of .*13a"):
+        rewards.bleu(tokenize="words")
 
 
 def test_translation_without_sacrebleu_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

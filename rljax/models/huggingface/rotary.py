@@ -26,6 +26,8 @@ def read(raw: Raw, base: float, fraction: float = 1.0, local: bool = False) -> R
     Raises: ValueError for a kind of scaling that we do not compute.
     """
     parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if raw.get("rope_parameters") and raw.get("rope_scaling"):
+        agree(raw["rope_parameters"], raw["rope_scaling"])
     kind = "sliding_attention" if local else "full_attention"
     if "rope_parameters" in raw and isinstance(parameters.get(kind), dict):
         parameters = parameters[kind]
@@ -53,6 +55,21 @@ def read(raw: Raw, base: float, fraction: float = 1.0, local: bool = False) -> R
             original_positions=int(positions or Rotary().original_positions),
         )
     raise ValueError(f"rope_type = {scaling!r}: must be one of default, linear, llama3")
+
+
+def agree(parameters: Raw, scaling: Raw) -> None:
+    """Raises: ValueError where `rope_scaling` says something else than the `rope_parameters` beside it."""
+    kinds = [part for part in parameters.values() if isinstance(part, dict)] or [parameters]
+    read_as = lambda part: (
+        {"rope_type": part.get("rope_type", part.get("type", "default"))}
+        | {key: value for key, value in part.items() if key not in ("type", "rope_theta")}
+    )
+    wanted = read_as(scaling)
+    if not any(all(read_as(part).get(key) == value for key, value in wanted.items()) for part in kinds):
+        raise ValueError(
+            f"rope_scaling = {scaling} beside rope_parameters = {parameters}: two rotary scalings, of which "
+            "one must go"
+        )
 
 
 def write(rotary: Rotary) -> Raw:

@@ -189,7 +189,7 @@ def transformer(config: TransformerConfig) -> LanguageModel:
     def prefill(
         params: PyTree, tokens: Array, valid: Array, columns: int, adapters: PyTree = None
     ) -> tuple[Array, Cache]:
-        fits(columns)
+        fits(max(tokens.shape[1], columns - 1))  # the last of new tokens is never read
         hidden, layers = whole(True, params, tokens, valid.astype(jnp.int32), None, adapters)
         spare = columns - tokens.shape[1]
         before = [(0, 0)] * (3 if config.loop == "scanned" else 2)
@@ -266,7 +266,8 @@ def places(segments: Array) -> Array:
 
 
 def logical_axes(params: PyTree) -> PyTree:
-    """The name of every axis of every parameter (arrays or their shapes), as a like tree of tuples.
+    """The name of every axis of every parameter (arrays or their shapes), as a like tree of tuples: of a
+    model, of its adapters and prefixes, or of trees that hold some, such as {"policy", "head"}.
 
     Names: vocabulary, embed, heads (of queries, with their dimensions), kv_heads, mlp, layers; None for an
     axis that is too short to share among devices. `rljax.runs.mesh.shardings` maps them to mesh axes.
@@ -276,8 +277,9 @@ def logical_axes(params: PyTree) -> PyTree:
         del leaf
         where = [entry.key for entry in path]
         inner, outer = AXES.get(where[-2] if len(where) > 1 else "", ("embed", "embed"))
-        axes = {"kernel": (inner, outer), "bias": (outer,), "scale": (outer,), **TABLES}[where[-1]]
-        return ("layers", *axes) if where[0] == "layers" else axes
+        of_layer = {"kernel": (inner, outer), "bias": (outer,), "scale": (outer,)}
+        axes = {**of_layer, "a": (inner, None), "b": (None, outer), **TABLES}[where[-1]]
+        return ("layers", *axes) if "layers" in where else axes
 
     return jax.tree_util.tree_map_with_path(names, params)
 
@@ -298,4 +300,6 @@ TABLES = {
     "position_embedding": (None, "embed"),
     "head": ("embed", "vocabulary"),
     "head_bias": ("vocabulary",),
+    "prefix_key": ("kv_heads", None, None),
+    "prefix_value": ("kv_heads", None, None),
 }

@@ -5,7 +5,7 @@ from rljax.text.rewards.combine import Normalisation, combine
 from rljax.text.rewards.host import decoded, of_text, on_host, tried
 from rljax.text.rewards.model import normalised, of_model
 from rljax.text.rewards.strings import exact_text, number, numeric_answer, pattern
-from rljax.text.rewards.tokens import exact_match, length, of_tokens
+from rljax.text.rewards.tokens import exact_match, length, of_tokens, one_stop
 from rljax.text.rewards.translation import bleu, chrf
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "of_text",
     "of_tokens",
     "on_host",
+    "one_stop",
     "pattern",
     "tried",
 ]

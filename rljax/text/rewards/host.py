@@ -34,7 +34,9 @@ def of_text(
     It is called in `processes` processes (None: one per core), which are started at the first batch and stay.
     A completion for which it raises, ends its process or takes longer than `timeout` seconds is tried once
     more, then scores `on_failure` (NaN: it is left out of learning) and counts as failed; the others are not
-    harmed. A first failure is told in a warning. Two processes do not share variables, and print to the
+    harmed. A function that executes what the policy wrote says what such a failure is worth, `on_failure` of
+    0 or less: else nothing teaches the policy not to hang. Whatever the function started ends with its
+    process. A first failure is told in a warning. Two processes do not share variables, and print to the
     terminal of the run. processes=0 calls it in the run's own process, where nothing ends a function that
     hangs. Of a record each of `fields` is needed.
 

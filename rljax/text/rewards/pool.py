@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -36,7 +38,8 @@ class Worker:
 class Pool:
     """`processes` workers, started when they are needed, kept, and ended with the pool or the interpreter.
 
-    `timeout` is in seconds, of one call. Processes are started afresh, not forked: JAX has threads.
+    `timeout` is in seconds, of one call. Processes are started afresh, not forked: JAX has threads. Each is
+    the first of a group of its own, with which whatever the function has started ends.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, processes: int, timeout: float) -> None:
@@ -175,6 +178,7 @@ def _start(begin: tuple[dict[str, Any], bytes]) -> Worker:
         [sys.executable, "-P", str(program), str(theirs.fileno()), str(os.getpid())],
         pass_fds=[theirs.fileno()],
         stdin=subprocess.DEVNULL,
+        start_new_session=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},  # a function that uses JAX must not take the accelerator
     )
     theirs.close()
@@ -184,7 +188,8 @@ def _start(begin: tuple[dict[str, Any], bytes]) -> Worker:
 
 def _close(workers: list[Worker]) -> None:
     for worker in workers:
-        worker.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(worker.process.pid, signal.SIGKILL)  # before `wait`, while its number is still its own
     for worker in workers:
         worker.process.wait()
         worker.connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -50,14 +51,15 @@ def pattern(regex: str, name: str = "pattern", weight: float = 1.0, *, timeout: 
 def number(text: str) -> float | None:
     """The first number after the last "####" where that mark is, else the last number of the text.
 
-    Reads -3, +3, $1,234.50, 3/4, 2e3, 50% (as 50) and 7. at the end of a sentence. None: there is none.
+    Reads -3, +3, $1,234.50, 3/4, 2e3, 50% (as 50) and 7. at the end of a sentence; one that is too large for
+    a float is infinite. None: there is none.
     """
     _, mark, rest = text.rpartition(MARK)
     found = list(NUMBER.finditer(rest if mark else text))
     if not found:
         return None
     before, after, digits, exponent, below = (found[0] if mark else found[-1]).groups()
-    value = float(digits.replace(",", "")) * 10.0 ** int(exponent or 0)
+    value = float(f"{digits.replace(',', '')}e{exponent or 0}")
     if below is not None and float(below) == 0:
         return None
     value = value / float(below) if below else value
@@ -74,8 +76,8 @@ def _equal(field: str, prompt: str, completion: str, record: Mapping[str, Any]) 
 
 def _near(field: str, tolerance: float, prompt: str, completion: str, record: Mapping[str, Any]) -> bool:
     right, got = number(str(record[field])), number(completion)
-    if right is None:
-        raise ValueError(f"{field} of the record holds no number: {record[field]!r}")
+    if right is None or not math.isfinite(right):
+        raise ValueError(f"{field} of the record holds no finite number: {record[field]!r}")
     return got is not None and abs(got - right) <= tolerance * max(1.0, abs(right))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,16 @@ def of_tokens(
     return Reward(name or function.__name__, apply, weight=weight)
 
 
+def one_stop(stop_ids: Sequence[int], completion: Array) -> Array:
+    """Completions with the first of a task's stop tokens in place of any other: rewards know of one end."""
+    if len(stop_ids) < 2:
+        return completion
+    return jnp.where(jnp.isin(completion, jnp.asarray(stop_ids)), stop_ids[0], completion)
+
+
 def exact_match(field: str = "completion", weight: float = 1.0) -> Reward:
     """1 where the completion is `field` of the reference, its stop token included, else 0. Either may be the
-    longer array.
+    longer array. A text that a tokenizer can write in several ways is better compared by `exact_text`.
     """
 
     def matches(prompt: Array, completion: Array, reference: PyTree) -> Array:

@@ -24,13 +24,24 @@ def chrf(
     return of_text(function, "chrf", weight, processes=processes, fields=[field])
 
 
-def bleu(field: str = "completion", weight: float = 1.0, *, processes: int | None = 0) -> Reward:
+def bleu(
+    field: str = "completion", weight: float = 1.0, *, tokenize: str = "13a", processes: int | None = 0
+) -> Reward:
     """BLEU of a sentence, 0 to 1 (Papineni et al. 2002), of the n-grams that it has, counts of 0 smoothed.
 
-    `field` is as for `chrf`. Raises: ImportError without sacrebleu.
+    `field` is as for `chrf`. `tokenize` cuts sentences into words, as sacrebleu names it: "13a" at white
+    space and punctuation, which languages without spaces between words do not have; for those "zh",
+    "ja-mecab", "ko-mecab" or "char". Raises: ImportError without sacrebleu; ValueError for a name that it
+    does not know.
     """
     _package()
-    return of_text(partial(_score, "bleu", 0, field), "bleu", weight, processes=processes, fields=[field])
+    from sacrebleu.metrics.bleu import BLEU
+
+    known = BLEU.TOKENIZERS
+    if tokenize not in known:
+        raise ValueError(f"bleu: tokenize = {tokenize!r}: must be one of {', '.join(sorted(known))}")
+    function = partial(_score, "bleu", tokenize, field)
+    return of_text(function, "bleu", weight, processes=processes, fields=[field])
 
 
 def _package() -> None:
@@ -39,16 +50,14 @@ def _package() -> None:
 
 
 @cache
-def _metric(name: str, word_order: int) -> Any:
+def _metric(name: str, how: Any) -> Any:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    return CHRF(word_order=word_order) if name == "chrf" else BLEU(effective_order=True)
+    return CHRF(word_order=how) if name == "chrf" else BLEU(effective_order=True, tokenize=how)
 
 
-def _score(
-    name: str, word_order: int, field: str, prompt: str, completion: str, record: Mapping[str, Any]
-) -> float:
+def _score(name: str, how: Any, field: str, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
     reference = record[field]
     several = [reference] if isinstance(reference, str) else list(reference)
-    return _metric(name, word_order).sentence_score(completion, several).score / 100
+    return _metric(name, how).sentence_score(completion, several).score / 100
