@@ -36,8 +36,9 @@ def evaluate(
         env, network: where the run was made with ones of your own.
 
     Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
-    rewarded these are of greedy completions of held-out prompts, at most `episodes`; of other text {"loss"}
-    or {"accuracy"} of as many held-out rows takes the place of the first two.
+    rewarded these are of greedy completions of held-out prompts, at most `episodes`, and "unscored" is the
+    share of those that could not be scored, which the return leaves out; of other text {"loss"} or
+    {"accuracy"} of as many held-out rows takes the place of the first two.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -67,17 +68,18 @@ def evaluate(
             "iteration": restored.iteration,
             "device": jax.local_devices()[0].platform,
         }
-    if isinstance(found.env, Task) and not complete.all():
-        raise checks.RunError(f"{(~complete).sum()} of {complete.size} completions could not be scored")
-    if not complete.all():
+    text = isinstance(found.env, Task)
+    if not complete.all() and not text:
         raise checks.RunError(
             f"{(~complete).sum()} of {complete.size} episodes of {found.env_name} did not end "
             "within 100,000 steps; give the environment a time limit (rljax.envs.wrappers.time_limit)"
         )
-    summarise = lambda values: statistics.headline(values.mean(axis=1).tolist(), values.shape[1])
+    all_of = np.ones_like(complete)
+    summarise = lambda values, of: statistics.headline(statistics.means(values, of).tolist(), of.shape[1])
     return {
-        "return": summarise(returns.astype(np.float64)),
-        "episode_length": summarise(lengths.astype(np.float64)),
+        "return": summarise(returns, complete),
+        "episode_length": summarise(lengths, all_of),
+        **({"unscored": summarise(~complete, all_of)} if text else {}),
         "iteration": restored.iteration,
         "greedy": greedy,
         "device": jax.local_devices()[0].platform,

@@ -185,11 +185,7 @@ class Recorder:
             text = isinstance(self.setup.env, Task)
             what = "completions could not be scored" if text else "episodes did not end within 100,000 steps"
             self.bar.say(f"{(~complete).sum()} evaluation {what} and are left out")
-        means = [
-            row[ok].mean(dtype=np.float64) if ok.any() else np.nan
-            for row, ok in zip(returns, complete, strict=True)
-        ]
-        return np.asarray(means), returns.shape[1]
+        return statistics.means(returns, complete), returns.shape[1]
 
     def save(self, states: PyTree) -> None:
         """A checkpoint of this iteration, if there is a folder and none yet."""

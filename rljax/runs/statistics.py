@@ -35,6 +35,14 @@ def iqm(values: ArrayLike, axis: int | None = None) -> Any:
     return np.where(missing.any(axis), np.nan, trimmed)[()]
 
 
+def means(values: ArrayLike, counted: ArrayLike) -> np.ndarray:
+    """Of values (S, E) the mean over those of each row that are `counted`, (S,); NaN where none is."""
+    values, counted = np.asarray(values, np.float64), np.asarray(counted, bool)
+    total = np.where(counted, values, 0.0).sum(axis=1)
+    number = counted.sum(axis=1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
 def stratified_bootstrap_interval(
     values: ArrayLike,
     statistic: Callable[..., Any] = iqm,

@@ -75,7 +75,8 @@ def sweep(
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
     """
     chosen = record.options_from({"stop_on_nan": False} | options)
-    setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    tokenizer = problems.written(algorithm, env, model, init, init_member)
+    setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     if setup.env.host:
         raise ValueError(
             f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train"
@@ -91,7 +92,7 @@ def sweep(
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         start = problems.start_of(model, init, init_member, reward)
         check = lambda setup: plan(setup, grid, seeds, seed, network)
-        setup = begin(setup, start, warm_up, seed, out, chosen, check)
+        setup = begin(setup, start, warm_up, seed, out, chosen, check, network)
     elif model or any(each is not None for each in (init, warm_up, reward)):
         raise ValueError("init, model, warm_up and reward of a sweep are of tasks of text: leave them out")
     groups = plan(setup, grid, seeds, seed, network)
