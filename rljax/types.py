@@ -146,7 +146,8 @@ class Reward(NamedTuple):
     """What completions are worth in one respect. `rljax.text.rewards` makes them.
 
     In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
-    tokens are −1 where there is none, a completion ends with its stop token where it met one. On the host it
+    tokens are −1 where there is none, a completion ends with the first of the task's stop tokens where it met
+    any. On the host it
     is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool), of lists of strings and
     of a task's records.
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -83,6 +84,40 @@ def test_without_a_prompt_it_begins_with_the_mark_of_a_text(
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_a_prompt_is_what_a_user_says_where_there_is_a_template(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model answers: the prompt is rendered with the prompt of an answer, and not printed."""
+    found = text.load_pretrained(folder)
+    asked: list[list[int]] = []
+    beyond = found.tokenizer.vocab_size  # an id that a padded vocabulary has and a tokenizer has not
+
+    def streamed(model: Any, params: Any, key: Any, prompt: list[int], settings: Any, stops: Any) -> Any:
+        asked.append(prompt)
+        given.append(settings)
+        return iter([*found.tokenizer.encode("o"), beyond, *found.tokenizer.encode("k")])
+
+    given: list[Any] = []
+    chat = lambda messages, add_generation_prompt: text.Chat(
+        found.tokenizer.encode(f"u.{messages[0]['content']}.a" if add_generation_prompt else ""), []
+    )
+    generation = found.generation._replace(do_sample=True, temperature=0.5, top_k=3, top_p=1.0)
+    talking = found._replace(
+        tokenizer=found.tokenizer._replace(chat=chat, template=True), generation=generation
+    )
+    monkeypatch.setattr(language, "load", lambda *_: talking)
+    monkeypatch.setattr(text, "stream", streamed)
+    say = lambda *words: (main(["generate", str(folder), "--prompt", "hi", *words]), capsys.readouterr().out)
+    assert say() == (0, "ok\n")
+    assert say("--chat", "no", "--temperature", "2") == (0, "hiok\n")
+    encode = found.tokenizer.encode
+    assert asked == [encode("u.hi.a"), encode("hi")]
+    assert [(float(each.temperature), each.top_k, each.top_p) for each in given] == [
+        (0.5, 3, None),
+        (2, 3, None),
+    ]
+
+
 def test_a_character_of_several_tokens_comes_whole() -> None:
     raw = "aé€b".encode()
     decode = lambda ids, skip_special_tokens=False: bytes(ids).decode(errors="replace")
@@ -101,7 +136,7 @@ def test_from_a_file_to_text_on_the_command_line(
     assert "pretrain on ab: 50,176 steps per seed" in told
     assert "rljax generate runs/pretrain-ab" in told
     assert main(["generate", "runs/pretrain-ab", "--prompt", "aba", "--temperature", "0"]) == 0
-    assert capsys.readouterr().out == "abababab\n"
+    assert capsys.readouterr().out == "ababababa\n"  # the last token needs no position
     assert main(["evaluate", "runs/pretrain-ab"]) == 0
     assert "(1 seed x 12 rows)" in capsys.readouterr().out
     assert main(["generate", "runs/pretrain-ab", "--prompt", "xyz"]) == 2

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rljax import checks
 from rljax.algorithms import language, likelihood
+from rljax.math import groups
 from rljax.text import Sampling, data, generate, rewards
 from rljax.types import (
     Algorithm,
@@ -138,7 +139,7 @@ def chosen(order: Key, iteration: Array, learn: Prompts, number: int) -> Prompts
 def score(task: Task, frozen: PyTree, rollout: Rollout) -> Scores:
     """What each reward of the program gives; NaN for those of the host."""
     prompt = jnp.where(rollout.valid, rollout.prompt, -1)
-    completion = jnp.where(rollout.mask, rollout.completion, -1)
+    completion = rewards.one_stop(task.stop_ids, jnp.where(rollout.mask, rollout.completion, -1))
     columns = []
     for reward in task.rewards:
         if reward.host:
@@ -156,6 +157,17 @@ def combined(
     """One reward of each completion, (B,), NaN where it could not be scored."""
     weights = jnp.array([reward.weight for reward in task.rewards])
     return rewards.combine(scores.values, weights, group, normalisation)
+
+
+def credited(advantage: Callable[[Array, Array], Array], config: Any, reward: Array, scored: Array) -> Array:
+    """Advantages (N, G) of rewards (N, G), group by group. The sum of rewards that were standardised within
+    their group is divided by its deviation over the batch: within a group once more, a sum that is nearly 0
+    would become as large as any (GDPO, Liu et al. 2026, arXiv:2601.05242).
+    """
+    if config.reward_normalization == "raw" or advantage is not groups.standardised:
+        return jax.vmap(advantage)(reward, scored)
+    centred = jax.vmap(groups.centred)(reward, scored)
+    return groups.standardised(centred.reshape(-1), scored.reshape(-1)).reshape(reward.shape)
 
 
 def at_the_end(values: Array, drawn: Array) -> Array:

@@ -17,7 +17,7 @@ Its variants are choices of pure functions:
 Differs from the paper: the mean is over the tokens of a whole minibatch, and there is no KL penalty unless
 asked for, as in TRL; a reward that is NaN takes its completion out of group and loss, overlong "masked" out
 of the loss alone; instead of sampling until enough groups vary, as DAPO does, "resampled" samples
-`oversampling` times the prompts.
+`oversampling` times the prompts. Rewards that are normalised per group are then standardised over the batch.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def make(
         """Advantages (B,), which completions are learnt from (B,), and which groups' rewards differ (N,)."""
         reward = shaped(rollout, scores).reshape(-1, group)
         scored = jnp.isfinite(reward)
-        advantage = jax.vmap(ADVANTAGES[config.advantage])(reward, scored)
+        advantage = completions.credited(ADVANTAGES[config.advantage], config, reward, scored)
         varied = jax.vmap(groups.has_variance)(reward, scored)
         learnt = scored if config.groups == "all" else scored & varied[:, None]
         if config.overlong == "masked":  # its reward still counts for the others of its group

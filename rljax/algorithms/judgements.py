@@ -99,11 +99,12 @@ def need_pairs(task: Task, frozen: PyTree, who: str, other: str) -> None:
 
 def chosen(order: Key, iteration: Array, learn: Preferences, number: int) -> tuple[Preferences, Array]:
     """The judgements of one iteration, in an order that is new in every epoch, and what each counts among
-    them: (B,), which sum to 1, or to 0 where all of them are 0.
+    them: (B,), its weight relative to the mean of all there are, divided by B. They sum to 1 on average, not
+    in every batch: one of light judgements moves the parameters less than one of heavy ones.
     """
     rows: Preferences = data.batch(order, iteration, learn, number)
-    total = rows.weight.sum()
-    return rows, rows.weight / jnp.where(total > 0, total, 1.0)
+    mean = learn.weight.mean()
+    return rows, rows.weight / (number * jnp.where(mean > 0, mean, 1.0))
 
 
 def flat(rows: Preferences) -> Pairs:
@@ -140,13 +141,16 @@ def update(
 ) -> tuple[PyTree, PyTree, dict[str, Mean]]:
     """One step of AdamW down the loss of a batch, in parts that never divide a judgement.
 
-    `loss_sum` gives the weighted loss of some rows of the batch and what else is to be told of them; `tokens`
-    are those of a row. Returns also what is told, with the loss and the gradient's norm.
+    `batch` is (rows, weights), `loss_sum` gives the weighted loss of some of it and what else is to be told
+    of them; `tokens` are those of a row. Returns also what is told, with the loss, which is the weighted mean
+    of the batch, and the gradient's norm.
     """
     parts = language.parts(config, config.batch_size, tokens)
     total, told, gradients = add_up(loss_sum, params, batch, parts)
     params, opt_state, norm = language.move(config, params, opt_state, gradients, iteration)
-    return params, opt_state, {"loss": Mean.of(total), **told, "gradient_norm": Mean.of(norm)}
+    share = batch[1].sum()
+    loss = total / jnp.where(share > 0, share, 1.0)
+    return params, opt_state, {"loss": Mean.of(loss), **told, "gradient_norm": Mean.of(norm)}
 
 
 def measure(

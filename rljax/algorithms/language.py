@@ -15,7 +15,7 @@ from rljax import checks
 from rljax.math import optimization, schedules
 from rljax.models import adapters
 from rljax.models.language_models import language_model
-from rljax.models.optimization import decay_mask
+from rljax.models.optimization import MasterState, decay_mask, master_weights
 from rljax.types import Array, Key, LanguageModel, PyTree, Task
 
 TOKENS = 1024  # that are computed at a time on a CPU, whose caches they then fit in
@@ -101,26 +101,41 @@ def need_start(config: Any, field: str, frozen: PyTree) -> None:
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
-    """AdamW's direction (Loshchilov & Hutter 2019), gradients clipped before, without the learning rate."""
-    return optax.chain(
+    """AdamW's direction (Loshchilov & Hutter 2019), gradients clipped before, without the learning rate.
+    Where a parameter is stored in half precision, its state begins with float32 copies of all: see `move`.
+    """
+    adamw = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_epsilon),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
     )
 
+    def init(params: PyTree) -> PyTree:
+        half = any(jnp.dtype(leaf.dtype).itemsize < 4 for leaf in jax.tree.leaves(params))
+        return master_weights(adamw).init(params) if half else adamw.init(params)
+
+    return optax.GradientTransformation(init, adamw.update)
+
 
 def move(
     config: Any, params: PyTree, opt_state: PyTree, gradients: PyTree, iteration: Array
 ) -> tuple[PyTree, PyTree, Array]:
-    """One step of AdamW at the learning rate of an iteration.
+    """One step of AdamW at the learning rate of an iteration: of the float32 copies where there are some, to
+    which the parameters are then rounded.
 
     Returns: parameters, the optimizer's state, and the gradient's norm before clipping, ().
     """
-    updates, opt_state = optimizer(config).update(gradients, opt_state, params)
     share = config.steps_per_iteration / config.total_steps
     warm = schedules.interpolate(0.0, 1.0, (iteration + 1) * share, config.warmup_fraction)
     rate = config.learning_rate * warm * schedules.factor(config.schedule, iteration * share)
-    return optimization.move(params, -rate, updates), opt_state, optax.tree.norm(gradients)
+    if not isinstance(opt_state, MasterState):
+        updates, opt_state = optimizer(config).update(gradients, opt_state, params)
+        return optimization.move(params, -rate, updates), opt_state, optax.tree.norm(gradients)
+    gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+    updates, inner = optimizer(config).update(gradients, opt_state.inner, opt_state.master)
+    master = optimization.move(opt_state.master, -rate, updates)
+    params = jax.tree.map(lambda x, m: m.astype(x.dtype), params, master)
+    return params, MasterState(master, inner), optax.tree.norm(gradients)
 
 
 def parts(config: Any, rows: int, length: int) -> int:

@@ -22,6 +22,8 @@ from rljax.text import Sampling
 from rljax.text.decoding import shaped
 from rljax.types import Array, Key, LanguageModel, Mean, PyTree
 
+LARGEST = 40.0  # nats: the sum of a batch of e^40 is still a number of float32
+
 
 class Batch(NamedTuple):
     """What an update sees of them."""
@@ -96,6 +98,15 @@ def before(model: LanguageModel, params: PyTree, rollout: Rollout, config: Any) 
     if config.num_epochs * config.num_minibatches == 1:
         return None
     return log_probs(model, params, rollout, config)
+
+
+def in_reward(
+    model: LanguageModel, params: PyTree, rollout: Rollout, config: Any, old: Array | None
+) -> Array:
+    """The log-probabilities before the update that a penalty in the reward is of: `old`, of the ratios, or
+    where there are none the trainer's own, of the same forward pass as those of the policy at the start.
+    """
+    return log_probs(model, params, rollout, config) if old is None else old
 
 
 def at_start(model: LanguageModel, frozen: PyTree, rollout: Rollout, config: Any) -> Array | None:
@@ -220,17 +231,19 @@ def shown(
 ) -> dict[str, Mean]:
     """What people look at of a microbatch whose weighted loss is `total`; `low` and `high` bound the ratio,
     that of a token unless its logarithm is `log_ratio` (log_prob, old, mask); `start` are log-probabilities
-    under the policy at the start.
+    under the policy at the start. Ratios are of at most e^LARGEST: what is only told ends no run.
     """
     mean = lambda values: Mean.of(values, batch.mask)
     both = told.log_prob, told.old
-    ratio = jnp.exp(both[0] - both[1] if log_ratio is None else log_ratio(*both, batch.mask))
+    logarithm = both[0] - both[1] if log_ratio is None else log_ratio(*both, batch.mask)
+    ratio = jnp.exp(jnp.minimum(logarithm, LARGEST))
+    far = lambda p, q: mean(divergences.k3(p, jnp.minimum(q, p + LARGEST)))
     return {
         "policy_loss": Mean(total, jnp.int32(0)),  # counted once a step
-        "kl": Mean.none() if start is None else mean(divergences.k3(told.log_prob, start)),
+        "kl": Mean.none() if start is None else far(told.log_prob, start),
         "entropy": mean(told.entropy),
         "ratio": mean(ratio),
         "clip_fraction": mean(((ratio < low) | (ratio > high)).astype(jnp.float32)),
-        "step_kl": mean(divergences.k3(told.old, told.log_prob)),
+        "step_kl": far(told.old, told.log_prob),
         "drift": Mean.none() if batch.sampled is None else mean(jnp.abs(told.old - batch.sampled)),
     }

@@ -141,11 +141,14 @@ def make(
         settings = completions.sampling_settings(config, task, config.temperature)
         return completions.write(trained, state.params, key, prompts, task, settings, group)
 
-    def credit(rollout: Rollout, scores: Scores, old: Array, start: Array | None) -> tuple[Array, Array]:
+    def credit(
+        state: State, rollout: Rollout, scores: Scores, old: Array | None, start: Array | None
+    ) -> tuple[Array, Array]:
         """Advantages (B,), and which completions are scored (B,)."""
         reward = completions.combined(task, scores, group, config.reward_normalization)
         if config.kl is not None and start is not None:
-            reward = reward - config.kl * policy_loss.sequence_kl(rollout, old, start)
+            own = policy_loss.in_reward(trained, state.params, rollout, config, old)
+            reward = reward - config.kl * policy_loss.sequence_kl(rollout, own, start)
         scored = jnp.isfinite(reward)
         by_prompt = reward.reshape(-1, group), scored.reshape(-1, group)
         advantage = jax.vmap(groups.leave_one_out)(*by_prompt).reshape(-1)
@@ -171,7 +174,7 @@ def make(
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         old, start = references(state, rollout)
-        advantage, scored = credit(rollout, scores, rollout.log_prob if old is None else old, start)
+        advantage, scored = credit(state, rollout, scores, old, start)
         extras = Extras(jnp.broadcast_to(advantage[:, None], rollout.mask.shape), start)
         batch = policy_loss.batch_of(rollout, scored[:, None], old, extras)
         params, opt_state, seen = policy_loss.update(
@@ -182,8 +185,7 @@ def make(
         return State(params, opt_state, state.order, state.iteration + 1), metrics
 
     def advantage(state: State, rollout: Rollout, scores: Scores) -> Array:
-        old, start = references(state, rollout)
-        found, _ = credit(rollout, scores, rollout.log_prob if old is None else old, start)
+        found, _ = credit(state, rollout, scores, *references(state, rollout))
         return jnp.where(rollout.drawn, found[:, None], 0.0)
 
     return completions.algorithm(task, config, trained, frozen, init, sample, learn, advantage)

@@ -189,7 +189,8 @@ def make(
         reward, greedy = jnp.split(completions.combined(task, scores), [number])
         if config.kl is not None and start is not None:
             drawn = of_samples(rollout)
-            reward = reward - config.kl * policy_loss.sequence_kl(drawn, drawn.log_prob, start)
+            own = policy_loss.in_reward(trained, state.params, drawn, config, None)
+            reward = reward - config.kl * policy_loss.sequence_kl(drawn, own, start)
         below = baseline(state, reward, jnp.isfinite(reward), greedy)
         return reward - below, below, reward
 

@@ -118,7 +118,12 @@ class Evaluate:
         UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE", help_behavior_hint="(optional)")
     ] = ()
 
+    # The file or folder that the task reads.
+    data: Annotated[str, kind(str, "PATH"), Optional] = ""
+
     def run(self) -> None:
+        if self.data and not self.task:
+            raise ValueError("--data is what a --task reads: name the task")
         found = self.judged() if self.task else self.evaluated()
         for name, value in found.items():
             noun = MEASURED.get(name, "completions" if self.task else "episodes")
@@ -126,7 +131,7 @@ class Evaluate:
             print(f"{name.replace('_', ' '):15} {shown}")
 
     def judged(self) -> dict[str, Any]:
-        arguments = dict(map(key_and_value, self.task_argument))
+        arguments = dict(map(key_and_value, self.task_argument)) | ({"data": self.data} if self.data else {})
         given = {"temperature": float(self.sampled), "seed": self.seed, "member": self.member}
         if self.checkpoint is not None:
             raise ValueError(

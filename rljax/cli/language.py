@@ -16,27 +16,33 @@ Model = Annotated[
     Positional[str],
     arg(
         metavar="MODEL",
-        help="A run of pretrain or sft, a folder of Hugging Face or llama2.c, or a repository.",
+        help="A run that trained text, a folder of Hugging Face or llama2.c, or a repository.",
     ),
 ]
 Member = Annotated[int | None, kind(whole, "INT"), arg(help_behavior_hint="(default: the first)")]
 Checkpoint = Annotated[int | None, kind(whole, "ITERATION"), arg(help_behavior_hint="(default: the newest)")]
-Real = Annotated[float, kind(real, "FLOAT")]
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(kw_only=True)
 class Generate:
-    """Continue a prompt with a language model, token by token as they come."""
+    """Continue a prompt with a language model, or answer it, token by token as they come."""
 
     model: Model
-    # What the model continues. Without it nothing but the mark that begins a text.
+    # What the model continues or answers. Without it a held-out prompt of the task that a run has learnt,
+    # else nothing but the mark that begins a text.
     prompt: str = ""
+    # Whether the prompt is what a user says, and the model answers by its chat template; auto: where it has
+    # one and, of a run, has learnt conversations.
+    chat: Literal["auto", "yes", "no"] = "auto"
     # It ends sooner at a stop token.
     max_new_tokens: Annotated[
         int | None, kind(whole, "INT"), arg(help_behavior_hint="(default: 256, or what there is room for)")
     ] = None
-    temperature: Real = 1.0  # 0 takes the most probable token.
+    # 0 takes the most probable token.
+    temperature: Annotated[
+        float | None, kind(real, "FLOAT"), arg(help_behavior_hint="(default: the model's, or 1)")
+    ] = None
     # Draw from so many of the most probable tokens only.
     top_k: Annotated[int | None, kind(int, "INT"), Optional] = None
     # Draw from the most probable tokens that have this probability together only.
@@ -56,25 +62,42 @@ class Generate:
 
         loaded = load(self.model, self.dtype, self.member, self.checkpoint)
         model, params, tokenizer, generation = loaded
-        prompt = tokenizer.encode(self.prompt, add_special_tokens=True)
-        if not prompt:
-            begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-            if begin is None:
-                raise ValueError(f"{self.model} has no mark that begins a text: give a --prompt")
-            prompt = [begin]
-        room = (getattr(model.config, "max_positions", None) or 2**30) - len(prompt)
-        new = max(1, min(256, room)) if self.max_new_tokens is None else self.max_new_tokens
-        settings = text.Sampling(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            max_new_tokens=new,
-        )
+        prompt, answers = self.asked(tokenizer)
+        room = (getattr(model.config, "max_positions", None) or 2**30) - len(prompt) + 1
+        new = max(1, min(generation.max_new_tokens or 256, room))
+        given = {name: getattr(self, name) for name in ("temperature", "top_k", "top_p", "max_new_tokens")}
+        given = {name: value for name, value in given.items() if value is not None}
+        settings = text.Sampling(**{"max_new_tokens": new, **text.sampling_defaults(generation), **given})
         key = jax.random.key(self.seed)
         tokens = text.stream(model, params, key, prompt, settings, generation.stop_ids)
-        for piece in pieces(tokenizer.decode, prompt, without(tokens, generation.stop_ids)):
+        # a model may have rows for ids that its tokenizer does not have: they are nothing
+        known = (token for token in without(tokens, generation.stop_ids) if token < tokenizer.vocab_size)
+        written = pieces(tokenizer.decode, prompt, known)
+        if answers:  # the prompt is a template's, and was not typed
+            next(written)
+        for piece in written:
             print(piece, end="", flush=True, file=sys.stdout)
         print()
+
+    def asked(self, tokenizer: Any) -> tuple[list[int], bool]:
+        """The tokens of the prompt, and whether they are a conversation, which the model answers."""
+        from rljax.runs import folder, pretrained
+        from rljax.text.data.examples import begun, turns, two_sequences
+
+        run = folder.is_run(self.model)
+        said: Any = self.prompt or (pretrained.asked(self.model) if run else None) or ""
+        chat = tokenizer.template and (pretrained.talks(self.model) if run else bool(said))
+        if isinstance(said, list) or self.chat == "yes" or (chat and self.chat == "auto"):
+            messages = said if isinstance(said, list) else [{"role": "user", "content": said}]
+            return turns(tokenizer, messages)[0], True
+        if two_sequences(tokenizer):  # an encoder's
+            return tokenizer.encode(said, add_special_tokens=True), False
+        if prompt := begun(tokenizer, said):
+            return prompt, False
+        begin = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+        if begin is None:
+            raise ValueError(f"{self.model} has no mark that begins a text: give a --prompt")
+        return [begin], False
 
 
 @dataclass(kw_only=True)
@@ -93,6 +116,7 @@ class Convert:
     def run(self) -> None:
         from rljax.models import huggingface
         from rljax.runs import folder, pretrained
+        from rljax.text import pieces as pieces_module
 
         if self.folder.exists():
             raise ValueError(f"{self.folder} is already there: choose a new folder")
@@ -102,6 +126,7 @@ class Convert:
         model, params, tokenizer, generation = loaded
         huggingface.save(self.folder, model, params, generation)
         tokenizer.save(self.folder)
+        pieces_module.write_json(self.folder)
         print(self.folder)
 
 

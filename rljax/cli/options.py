@@ -193,7 +193,9 @@ class Training:
             return self.env
         given = self.corpus_values()
         if isinstance(self, Rewarded):
-            raise ValueError("which task? Add --task NAME; `rljax list tasks` shows the names")
+            judged = algorithms.TEXT[self.algorithm].learns == "preferences"
+            name = "preferences" if judged and self.data else "NAME"
+            raise ValueError(f"which task? Add --task {name}; `rljax list tasks` shows the names")
         if "data" not in given:
             told = "--data FILE, plain text (.txt) or JSON lines (.jsonl), or --task NAME"
             raise ValueError(f"which text? Add {told}")

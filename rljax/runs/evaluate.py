@@ -38,8 +38,9 @@ def evaluate(
         env, network, frozen: where the run was made with ones of your own.
 
     Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
-    rewarded these are of greedy completions of held-out prompts, at most `episodes`; of other text {"loss"}
-    or {"accuracy"} of as many held-out rows takes the place of the first two. "note" says what was odd.
+    rewarded these are of greedy completions of held-out prompts, at most `episodes`, and "unscored" is the
+    share of those that could not be scored, which the return leaves out; of other text {"loss"} or
+    {"accuracy"} of as many held-out rows takes the place of the first two. "note" says what was odd.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -68,6 +69,9 @@ def evaluate(
     if headline == "return":
         steps = lengths.mean(axis=1, dtype=np.float64).tolist()
         result["episode_length"] = statistics.headline(steps, lengths.shape[1])
+        if text:
+            missing = (~complete).mean(axis=1).tolist()
+            result["unscored"] = statistics.headline(missing, lengths.shape[1])
     result["iteration"] = restored.iteration
     if headline == "return":
         result["greedy"] = greedy

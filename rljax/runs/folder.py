@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
@@ -63,7 +63,8 @@ def describe(
 ) -> dict[str, Any]:
     """The content of config.json for a `load.Setup`; `frozen` is what the user gave."""
     values = {field.name: plain(getattr(setup.config, field.name)) for field in fields(setup.config)}
-    own_model = setup.own_env and isinstance(setup.env, Task) and setup.env.model is not None
+    begun = setup.start is not None and setup.start.kind != "none"  # with a model that is found again
+    own_model = setup.own_env and isinstance(setup.env, Task) and setup.env.model is not None and not begun
     return {
         "algorithm": setup.algorithm,
         **(_task(setup) if isinstance(setup.env, Task) else _env(setup)),
@@ -93,16 +94,29 @@ def _env(setup: Any) -> dict[str, Any]:
 
 def _task(setup: Any) -> dict[str, Any]:
     task, problem = setup.env, setup.env.problem
-    arguments: dict[str, Any] = {} if problem is None else dict(problem.arguments or {})
+    # what was changed is not what its arguments make
+    arguments = {} if problem is None or setup.own_env else dict(problem.arguments or {})
     rows = isinstance(task.learn, Prompts | Preferences)
     return {
         "task": task.name,
+        "prompt": _prompt(problem),
         "task_arguments": {name: plain(value) for name, value in arguments.items()} or None,
         "start": None if setup.start is None else setup.start._asdict(),
         "corpus": None if task.corpus is None else task.corpus.recorded(),
         "vocab_size": task.vocab_size,
         "length": task.learn.tokens.shape[1] + task.max_new_tokens if rows else setup.config.length,
     }
+
+
+def _prompt(problem: Any) -> Any:
+    """The first held-out prompt of a problem, a text or messages, to try a model with; None without one."""
+    if problem is None or not problem.records:
+        return None
+    reference = problem.held_out.reference
+    if not isinstance(reference, Mapping) or "row" not in reference:
+        return None
+    record = problem.records[int(np.asarray(reference["row"])[0])]
+    return record.get("prompt") if isinstance(record, Mapping) else None
 
 
 def sums(task: Task) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +38,8 @@ def judge(
         member: of a run, only this one; None takes all.
         temperature: of what is drawn with `seed`; 0 takes the most probable completion.
 
-    Returns: {"return": statistics of the weighted sum, "rewards/NAME": of each reward, "length": of tokens},
-    over the completions that could be scored, whose number is "episodes".
+    Returns: {"return": statistics of the weighted sum, "rewards/NAME": of each reward, "length": of tokens,
+    "unscored": the share of completions that could not be scored, which the rewards leave out}.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -49,28 +48,25 @@ def judge(
             raise ValueError(f"{name} = {checks.show(value)}: must be an integer of at least 1")
     from rljax.text import Sampling
 
-    problem = problems.named(task, arguments or {}) if isinstance(task, str) else task
     members: list[int | None] = [None]
     if folder.is_run(model):
         members = list(range(len(folder.read(model)["seeds"]))) if member is None else [member]
     elif member is not None:
         raise ValueError(f"{model} is no run: member is of runs")
     loaded = _loaded(model, members[0])
+    problem = problems.named(task, arguments or {}, loaded.tokenizer) if isinstance(task, str) else task
     problem = problems.read_by(problem, loaded, str(model))
     drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
     measure = _measure(loaded.model, problem, prompts, drawn, samples)
     found: dict[str, list[float]] = {}
-    scored: dict[str, int] = {}  # completions of the member with the fewest
+    number = 0
     for place, each in enumerate(members):
         params = loaded.params if place == 0 else _loaded(model, each).params
         key = jax.random.fold_in(jax.random.key(seed), each or 0)
         rewards, number = measure(params, key)
         for name, values in rewards.items():
-            known = np.isfinite(values)  # as in learning, a completion without a score is left out
-            mean = float(values[known].mean(dtype=np.float64)) if known.any() else math.nan
-            found.setdefault(name, []).append(mean)
-            scored[name] = min(scored.get(name, number), int(known.sum()))
-    return {name: statistics.headline(values, scored[name]) for name, values in found.items()}
+            found.setdefault(name, []).append(statistics.means(values[None], np.isfinite(values[None]))[0])
+    return {name: statistics.headline(values, number) for name, values in found.items()}
 
 
 def _loaded(model: Path | str, member: int | None) -> Pretrained:
@@ -109,6 +105,7 @@ def _measure(
         found = {"return": np.asarray(completions.combined(world, jax.tree.map(jnp.asarray, scores)))}
         for column, reward in enumerate(world.rewards):
             found[f"rewards/{reward.name}"] = scores.values[:, column]
-        return found | {"length": rollout.mask.sum(axis=1)}, len(rollout.mask)
+        unscored = ~np.isfinite(found["return"])
+        return found | {"length": rollout.mask.sum(axis=1), "unscored": unscored}, len(rollout.mask)
 
     return measure

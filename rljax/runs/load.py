@@ -54,9 +54,10 @@ def setup(
     config: Any,
     steps: float | None,
     env_arguments: dict[str, Any],
+    tokenizer: Any = None,
 ) -> Setup:
     """Resolve names, and read a corpus; None, or a dict of fields, stands on the preset for the pair where
-    there is one, else on the defaults.
+    there is one, else on the defaults. A task that is named is written with `tokenizer`, where it can be.
 
     Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
@@ -71,6 +72,8 @@ def setup(
             f"{algorithm} needs a task, a rljax.text.Problem or its name; {env.name} is a Corpus"
         )
     own = not isinstance(env, str) and getattr(env, "arguments", None) is None
+    if isinstance(env, problem):
+        own = own or _changed(env)
     if not isinstance(env, str) and env_arguments:
         raise ValueError("env_arguments go with the name of an environment, not with what is already made")
     try:
@@ -81,7 +84,7 @@ def setup(
         ) from error
     world: Any = env
     if isinstance(env, str):
-        world = problems.named(env, env_arguments) if text else envs.make(env, **env_arguments)
+        world = problems.named(env, env_arguments, tokenizer) if text else envs.make(env, **env_arguments)
     name = env if isinstance(env, str) else env.name
     preset = False
     if config is None or isinstance(config, Mapping):
@@ -113,6 +116,13 @@ def check_frozen(algorithm: str, frozen: PyTree) -> None:
     if frozen is not None and algorithm not in algorithms.GIVEN:
         takes = ", ".join(f"{name} ({what})" for name, what in algorithms.GIVEN.items())
         raise ValueError(f"frozen= is for {takes}: {algorithm} is given nothing, leave it out")
+
+
+def _changed(problem: Any) -> bool:
+    """Whether the arguments of a Problem no longer make it."""
+    from rljax.text.problem import changes
+
+    return bool(changes(problem))
 
 
 def kind(setup: Setup) -> str:
@@ -160,6 +170,7 @@ def description(
     same; FileNotFoundError.
     """
     from rljax.text import Problem
+    from rljax.text.problem import read_back
 
     told = folder.read(run)
     check_frozen(told["algorithm"], frozen)
@@ -170,14 +181,16 @@ def description(
             )
     module, config, swept = stored.configured(run, told)
     start = problems.Start(**told["start"]) if told.get("start") else None
-    world = _world(told, module, config) if env is None else env
+    world = _world(told, module, config, problems.tokenizer_of(start, Path(run))) if env is None else env
     told = dict(told)
+    if isinstance(world, Task) and world.problem is not None:
+        world = read_back(world)
     if isinstance(world, Problem):
         begun = start
         if env is not None and start is not None and start.reward:  # judged by the rewards that are given
             begun = start._replace(reward="")
             told["frozen"] = {name: sum_ for name, sum_ in told["frozen"].items() if name != "rewards"}
-        world = problems.started(world, begun, config, Path(run))
+        world = problems.started(world, begun, config, Path(run), network)
         world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
@@ -198,11 +211,11 @@ def description(
     return told, found, swept
 
 
-def _world(told: dict[str, Any], module: ModuleType, config: Any) -> Any:
+def _world(told: dict[str, Any], module: ModuleType, config: Any, tokenizer: Any) -> Any:
     """What a run was trained on, made or read again."""
     if told.get("task_arguments"):
         arguments = dict(told["task_arguments"])
-        return problems.named(arguments.pop("name"), arguments)
+        return problems.named(arguments.pop("name"), arguments, tokenizer)
     if "task" in told:
         from rljax.text import Corpus
 

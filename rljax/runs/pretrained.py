@@ -17,6 +17,8 @@ from rljax.models.huggingface import Generation
 from rljax.runs import checkpoint, folder, stored
 from rljax.text import Pretrained, load_tokenizer, rewards
 from rljax.text.data import Pairs
+from rljax.text.data.examples import conversation, fields, turn_end
+from rljax.text.data.read import parse, sources, walk
 from rljax.text.decoding import bare
 from rljax.types import LanguageModel, PyTree, Reward
 
@@ -34,7 +36,8 @@ def language_model(
     parameters in `param_dtype`, None the same. What adapts a base is merged into it, which is read where the
     run found it; a prefix cannot be: there params are the prefix, and the model has the base (see `whole`).
 
-    Where the model that the run began with says no stop tokens, the tokenizer's end token is one.
+    Stop tokens are those of the model that the run began with, and those with which it has learnt to end: the
+    tokenizer's end token, and what ends a turn in its chat template.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -52,10 +55,21 @@ def language_model(
     trained = _member(restored, inside, member)
     model, params = _adapted(run, told, model, config, trained, restored.path)
     tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
-    if not generation.stop_ids and tokenizer.eos_id is not None:
-        generation = generation._replace(stop_ids=(tokenizer.eos_id,))
+    ends = *generation.stop_ids, tokenizer.eos_id, turn_end(tokenizer)
+    generation = generation._replace(stop_ids=tuple(dict.fromkeys(end for end in ends if end is not None)))
     params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
     return Pretrained(model, params, tokenizer, generation)
+
+
+def parameters(run: Path | str, member: int, network: LanguageModel) -> PyTree:
+    """Those of one member of a run that has trained all of `network`, the user's own.
+
+    Raises: ValueError where they are of another model; FileNotFoundError.
+    """
+    restored = stored.saved(run)
+    template = jax.eval_shape(network.init, jax.random.key(0))
+    found = checkpoint.rebuild(template, _member(restored, "params.", member), restored.path)
+    return jax.tree.map(jnp.asarray, found)
 
 
 def load_reward(
@@ -174,6 +188,24 @@ def _adapted(
     if config.train == "prefix":
         return both, params
     return model, adapters.bake(params, base, adaptation)
+
+
+def asked(run: Path | str) -> Any:
+    """A held-out prompt of the task that a run learnt, a text or messages; None where it learnt no task."""
+    return _told(run).get("prompt")
+
+
+def talks(run: Path | str) -> bool:
+    """Whether a run has learnt conversations: its task asks with messages, or its data begin with some."""
+    told = _told(run)
+    if told["corpus"] is None:
+        return isinstance(told.get("prompt"), list)
+    try:
+        source = sources(told["corpus"]["data"][0])[0]
+        record = parse(next(walk(source, told["corpus"]["documents"])))
+        return told["algorithm"] != "pretrain" and conversation(fields(record)) is not None
+    except (OSError, ValueError, StopIteration):
+        return False
 
 
 def whole(run: Path | str) -> None:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 
 from rljax import algorithms, checks
 from rljax.runs import folder
-from rljax.types import PyTree, Task
+from rljax.types import LanguageModel, PyTree, Reward, Task
 
 SIZES = ("architecture", "hidden_size", "num_layers", "num_heads")  # of a model that the Config makes
 WARM_UP = "sft"  # the folder, in that of a run, of the run that trained its model
+SAYABLE = ("name", "max_new_tokens", "model", "params", "generation")  # changes that any tokens can say
 
 
 class Start(NamedTuple):
@@ -34,11 +35,34 @@ class Start(NamedTuple):
     reward: str = ""
 
 
-def named(name: str, arguments: Mapping[str, Any]) -> Any:
-    """The problem of `text.tasks` with this name. Raises: ValueError, FileNotFoundError in one line."""
+def named(name: str, arguments: Mapping[str, Any], tokenizer: Any = None) -> Any:
+    """The problem of `text.tasks` with this name, in the tokens of a model's `tokenizer` where it can be.
+
+    Raises: ValueError, FileNotFoundError in one line.
+    """
     from rljax.text import tasks
 
-    return tasks.make(name, **arguments)
+    own = tokenizer is None or not spellable(name)
+    return tasks.make(name, **arguments, **({} if own else {"tokenizer": tokenizer}))
+
+
+def written(algorithm: str, env: Any, model: str, init: Path | str | None, member: int | None) -> Any:
+    """The tokenizer that a task which is named is written with at once: that of the model to begin with."""
+    if not isinstance(env, str) or algorithm not in algorithms.TEXT:
+        return None
+    return tokenizer_of(start_of(model, init, member, None))
+
+
+def tokenizer_of(start: Start | None, run: Path | None = None) -> Any:
+    """The tokenizer of the model that `start` names; None where there is none."""
+    if start is None or start.kind == "none":
+        return None
+    from rljax.text import load_tokenizer
+
+    if start.kind == "model":
+        return load_tokenizer(start.source)
+    there = (Path(start.source) if run is None else run / start.source) / folder.TOKENIZER
+    return load_tokenizer(there) if there.is_dir() else None
 
 
 def world(problem: Any, algorithm: str, config: Any) -> tuple[Task, Any]:
@@ -53,8 +77,9 @@ def world(problem: Any, algorithm: str, config: Any) -> tuple[Task, Any]:
     return found, config.replace(length=problem.length) if learns == "demonstrations" else config
 
 
-def started(problem: Any, start: Start | None, config: Any, run: Path | None) -> Any:
-    """The problem with the model and the parameters of `start`, activations in config.dtype.
+def started(problem: Any, start: Start | None, config: Any, run: Path | None, network: Any = None) -> Any:
+    """The problem with the model and the parameters of `start`, activations in config.dtype. `network` is the
+    model of the run that it begins with, where that is one of the user's own.
 
     Raises: ValueError where the model cannot read the task's tokens; FileNotFoundError.
     """
@@ -62,14 +87,14 @@ def started(problem: Any, start: Start | None, config: Any, run: Path | None) ->
         return problem
     from rljax.runs import pretrained
 
-    problem = _begun(problem, start, config, run)
+    problem = _begun(problem, start, config, run, network)
     if start.reward:  # the task's own are told, and weigh nothing
         own = tuple(reward._replace(weight=0.0) for reward in problem.rewards)
         problem = problem._replace(rewards=(pretrained.load_reward(start.reward), *own))
     return problem
 
 
-def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
+def _begun(problem: Any, start: Start, config: Any, run: Path | None, network: Any) -> Any:
     """Without the reward model of `start`."""
     from rljax.runs import pretrained
 
@@ -82,6 +107,9 @@ def _begun(problem: Any, start: Start, config: Any, run: Path | None) -> Any:
         loaded = load_pretrained(start.source, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32)
     else:
         source = Path(start.source) if run is None else run / start.source
+        if network is not None and "network" in folder.read(source)["own"]:
+            params = pretrained.parameters(source, start.member, network)
+            return problem._replace(model=network, params=params)
         pretrained.whole(source)
         loaded = pretrained.language_model(
             source, start.member, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32
@@ -123,20 +151,59 @@ def _marked(problem: Any, end: int) -> Any:
 
 
 def spelt(problem: Any, tokenizer: Any, source: str) -> Any:
-    """The problem in the tokens of a model. Raises: ValueError where it has a vocabulary of its own."""
+    """The problem in the tokens of a model, with what was changed in it since `tasks.make` made it.
+
+    Raises: ValueError where it has a vocabulary of its own, or a change that only its own tokens can say.
+    """
     from rljax.text import tasks
+    from rljax.text.problem import changes
     from rljax.text.tokenizer import same_vocabulary
 
-    mine = problem.tokenizer
+    mine, made = problem.tokenizer, problem.made
     if same_vocabulary(mine, tokenizer):
         return problem
-    told = problem.arguments
-    if told is None or "tokenizer" not in inspect.signature(tasks.TASKS[told["name"]]).parameters:
+    if made is None or not spellable(made.arguments["name"]):
         raise ValueError(
             f"{source} has the vocabulary of {tokenizer.name}, the task {problem.name} that of {mine.name}: "
             "begin with a model of the task's own"
         )
-    return tasks.make(**told, tokenizer=tokenizer)
+    again = tasks.make(**made.arguments, tokenizer=tokenizer)
+    kept: dict[str, Any] = {}
+    for name in changes(problem):
+        if name == "rewards":
+            kept[name] = tuple(_respelt(reward, problem, again, source) for reward in problem.rewards)
+        elif name in SAYABLE or (name == "records" and again.records == made.records):
+            kept[name] = getattr(problem, name)
+        else:
+            raise _unsayable(f"{name} of the task {problem.name} was changed in tokens", made, source)
+    return again._replace(**kept)
+
+
+def spellable(name: str) -> bool:
+    """Whether the task of that name can be written in the tokens of any model."""
+    from rljax.text import tasks
+
+    return name in tasks.TASKS and "tokenizer" in inspect.signature(tasks.TASKS[name]).parameters
+
+
+def _respelt(reward: Reward, problem: Any, again: Any, source: str) -> Reward:
+    """A reward of the problem as the same problem in other tokens, `again`, has it."""
+    if reward.host or reward.vocabulary is not None:  # of text; or of a vocabulary that is checked later
+        return reward
+    for own, new in zip(problem.made.rewards, again.rewards, strict=True):
+        if own.apply is reward.apply:
+            name = new.name if reward.name == own.name else reward.name
+            return new._replace(name=name, weight=reward.weight)
+    what = f"reward {reward.name} of the task {problem.name} is of tokens"
+    raise _unsayable(what, problem.made, source)
+
+
+def _unsayable(what: str, made: Any, source: str) -> ValueError:
+    name = made.arguments["name"]
+    return ValueError(
+        f"{what} of {made.tokenizer.name}, and {source} has others: change it in the model's own tokens, "
+        f"those of text.tasks.make({name!r}, ..., tokenizer=text.load_tokenizer({source!r}))"
+    )
 
 
 def start_of(
@@ -186,8 +253,9 @@ def wants_warm_up(algorithm: str, problem: Any) -> bool:
     return learns in ("prompts", "preferences") and problem.params is None and problem.model is None
 
 
-def blank(problem: Any, config: Any) -> Any:
-    """The problem with a model of the Config's sizes, all of whose parameters are 0: to check a Config with.
+def blank(problem: Any, config: Any, network: LanguageModel | None = None) -> Any:
+    """The problem with the user's network, or a model of the Config's sizes, all of whose parameters are 0:
+    to check a Config with.
 
     Raises: ValueError naming a field of `config`, or where there is nothing to train a model on.
     """
@@ -197,7 +265,7 @@ def blank(problem: Any, config: Any) -> Any:
         raise ValueError(
             f"the task {problem.name} has no demonstrations to train a model on: give --model or --init"
         )
-    model = language_model(problem.tokenizer.vocab_size, config, problem.length)
+    model = network or language_model(problem.tokenizer.vocab_size, config, problem.length)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params: PyTree = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return problem._replace(model=model, params=params)

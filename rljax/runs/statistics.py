@@ -36,6 +36,14 @@ def iqm(values: ArrayLike, axis: int | None = None) -> Any:
     return np.where(missing.any(axis), np.nan, trimmed)[()]
 
 
+def means(values: ArrayLike, counted: ArrayLike) -> np.ndarray:
+    """Of values (S, E) the mean over those of each row that are `counted`, (S,); NaN where none is."""
+    values, counted = np.asarray(values, np.float64), np.asarray(counted, bool)
+    total = np.where(counted, values, 0.0).sum(axis=1)
+    number = counted.sum(axis=1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
 def stratified_bootstrap_interval(
     values: ArrayLike,
     statistic: Callable[..., Any] = iqm,
@@ -149,10 +157,8 @@ def measured(
         note = f"{odd} of {size} episodes did not end within {bound} and count as far as they went"
         return Measured(totals.mean(1), totals.shape[1], note if odd else "")
     scored = complete.sum(1)
-    with np.errstate(invalid="ignore"):
-        means = np.where(complete, totals, 0.0).sum(1) / scored
     note = f"{odd} of {size} completions could not be scored and are left out"
-    return Measured(means, int(scored.min()), note if odd else "")
+    return Measured(means(totals, complete), int(scored.min()), note if odd else "")
 
 
 def _check(values: np.ndarray, confidence: float, samples: int) -> None:

@@ -77,7 +77,8 @@ def sweep(
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
     """
     chosen = record.options_from({"stop_on_nan": False} | options)
-    setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    tokenizer = problems.written(algorithm, env, model, init, init_member)
+    setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(algorithm, frozen)
     load.check_seed(seed, seeds)
     for field, values in grid.items():
@@ -91,7 +92,7 @@ def sweep(
         if isinstance(setup.env, Task) and setup.env.problem is not None:
             start = problems.start_of(model, init, init_member, reward)
             check = lambda setup: plan(setup, grid, seeds, seed, network, frozen)
-            setup = begin(setup, start, warm_up, seed, run, chosen, check)
+            setup = begin(setup, start, warm_up, seed, run, chosen, check, network)
         elif model or any(each is not None for each in (init, warm_up, reward)):
             raise ValueError(
                 "init, model, warm_up and reward of a sweep are of tasks of text: leave them out"

@@ -85,7 +85,8 @@ def train(
     chosen = options_from(options)
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
-    setup = load.setup(algorithm, env, config, steps, env_arguments or {})
+    tokenizer = problems.written(algorithm, env, model, init, init_member)
+    setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(algorithm, frozen)
     numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
     task = isinstance(setup.env, Task) and setup.env.problem is not None
@@ -93,8 +94,7 @@ def train(
         raise ValueError("model, warm_up and reward are of tasks of text: leave them out")
     run = None if out is None else Path(out).expanduser()
     _free(run, resume)
-    cache: dict[Any, Any] = {}  # the program is compiled before the model that it begins with is trained
-    spent = Seconds()
+    cache, spent = {}, Seconds()  # the program is compiled before the model that it begins with is trained
 
     def check(setup: load.Setup) -> None:
         nonlocal spent
@@ -109,15 +109,10 @@ def train(
     with folder.claimed(run):
         if task:
             start = problems.start_of(model, init, init_member, reward)
-            setup, init, init_member = begin(setup, start, warm_up, seed, run, chosen, check), None, None
-        shared: dict[str, Any] = {"resume": resume, "network": network, "frozen": frozen}
-        shared |= {
-            "init": init,
-            "init_member": init_member,
-            "options": chosen,
-            "cache": cache,
-            "spent": spent,
-        }
+            setup, init = begin(setup, start, warm_up, seed, run, chosen, check, network), None
+            init_member = None
+        shared: dict[str, Any] = {"resume": resume, "network": network, "frozen": frozen, "options": chosen}
+        shared |= {"init": init, "init_member": init_member, "cache": cache, "spent": spent}
         return train_members(setup, {}, numbers, run, **shared)
 
 
@@ -129,29 +124,31 @@ def begin(
     out: Path | str | None,
     options: Options,
     check: Callable[[load.Setup], Any],
+    network: Any = None,
 ) -> load.Setup:
     """A set-up on a problem with the model and parameters that it begins with, trained first where needed.
 
     `check` is called with the set-up before anything is trained. Raises: what it raises; ValueError.
     """
     from rljax.text import rewards
+    from rljax.text.problem import read_back
 
     assert isinstance(setup.env, Task)
     problems.rewarded(setup.algorithm, start.reward if start else "", options.samples_every)
-    given, run = setup.env.problem, None if out is None else Path(out)
+    given, run = read_back(setup.env), None if out is None else Path(out)
     problem = given
     if start is not None:
         setup = setup._replace(config=problems.sized(setup.config, start))
-        problem = problems.started(problem, start, setup.config, None)
+        problem = problems.started(problem, start, setup.config, None, network)
     rewards.tried(problems.world(problem, setup.algorithm, setup.config)[0])
     if problems.wants_warm_up(setup.algorithm, problem):
-        blank = problems.blank(problem, setup.config)
+        blank = problems.blank(problem, setup.config, network)
         task, config = problems.world(blank, setup.algorithm, setup.config)
         check(setup._replace(env=task, config=config))
-        params = _warm_up(setup, problem, warm_up, seed, run, options)
+        params = _warm_up(setup, given, warm_up, seed, run, options, network)
         if isinstance(params, problems.Start):
             start = params._replace(reward="" if start is None else start.reward)
-            problem = problems.started(given, start, setup.config, run)._replace(model=blank.model)
+            problem = problems.started(given, start, setup.config, run, network)._replace(model=blank.model)
         else:
             problem = blank._replace(params=params)
     task, config = problems.world(problem, setup.algorithm, setup.config)
@@ -159,7 +156,13 @@ def begin(
 
 
 def _warm_up(
-    setup: load.Setup, problem: Problem, tokens: float | None, seed: int, run: Path | None, options: Options
+    setup: load.Setup,
+    problem: Problem,
+    tokens: float | None,
+    seed: int,
+    run: Path | None,
+    options: Options,
+    network: LanguageModel | None,
 ) -> problems.Start | PyTree:
     """`sft` on a problem's demonstrations: the run in RUN/sft to start from, finished already or not;
     without a folder the parameters.
@@ -175,7 +178,7 @@ def _warm_up(
     config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
     if there is not None and (there / folder.SUMMARY).is_file():
         wanted = load.setup("sft", problem, config, tokens, {})
-        described = folder.describe(wanted, {}, [seed], 0, False)
+        described = folder.describe(wanted, {}, [seed], 0, network is not None)
         if isinstance(wanted.env, Task) and (
             wrong := folder.difference(folder.read(there), described | {"frozen": folder.sums(wanted.env)})
         ):
@@ -183,8 +186,8 @@ def _warm_up(
         return problems.Start("run", problems.WARM_UP)
     resume = there is not None and (there / folder.CONFIG).is_file()
     options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
-    more = options._asdict()
-    done = train("sft", problem, config, steps=tokens, seed=seed, out=there, resume=resume, **more)
+    more = options._asdict() | {"network": network, "resume": resume}
+    done = train("sft", problem, config, steps=tokens, seed=seed, out=there, **more)
     if there is not None:
         return problems.Start("run", problems.WARM_UP)
     return jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)

@@ -6,7 +6,7 @@ from rljax.text.byte_pairs import byte_pair_tokenizer
 from rljax.text.corpus import Corpus
 from rljax.text.decoding import Sampling
 from rljax.text.generate import Completion, generate, stream
-from rljax.text.load import Pretrained, load_pretrained, load_tokenizer
+from rljax.text.load import Pretrained, load_pretrained, load_tokenizer, sampling_defaults
 from rljax.text.problem import Problem, problem
 from rljax.text.score import score
 from rljax.text.token_env import token_env
@@ -31,6 +31,7 @@ __all__ = [
     "load_tokenizer",
     "problem",
     "rewards",
+    "sampling_defaults",
     "score",
     "stream",
     "tasks",

@@ -12,8 +12,9 @@ PAD, END = "<|pad|>", "<|endoftext|>"
 SMALLEST = 2 + 256  # these and every byte
 
 
-def byte_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` tokens, trained on `texts`, each of which is read once.
+def byte_pair_tokenizer(texts: Iterable[str], vocab_size: int, *, fewer: bool = False) -> Tokenizer:
+    """A byte-level BPE of exactly `vocab_size` tokens, trained on `texts`, each of which is read once; with
+    `fewer`, of as many as the texts have pairs for, where those are fewer.
 
     Text falls into words as GPT-2's does, words into bytes, and again and again the pair of neighbours that
     the texts have most often becomes one token. Any text of Unicode can be written, whatever `texts` holds,
@@ -48,7 +49,7 @@ def byte_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(checked(texts), trainer)
     size = backend.get_vocab_size()
-    if size < vocab_size:
+    if size < vocab_size and not fewer:
         raise ValueError(
             f"byte_pair_tokenizer: vocab_size = {vocab_size}: the texts have pairs for {size} tokens; pass "
             f"more text, or vocab_size={size}"

@@ -69,13 +69,32 @@ def chat(
     if add_generation_prompt:
         return Chat(tokens, [False] * len(tokens))
     mask = [False] * len(tokens)
+    marks = special(tokenizer)
     for number, (start, end) in spans(apply, name, messages, whole, tokenizer.eos_token or "").items():
+        turn = whole[start:end].rstrip()
+        if turn.endswith(marks):  # a line break after the mark that ends a turn is the template's
+            end = start + len(turn)
         inside = [index for index, (a, b) in enumerate(offsets) if start <= a < b <= end]
         if not inside:
             raise ValueError(f"no token of message {number} (assistant) is left to train on")
         for index in inside:
             mask[index] = True
     return Chat(tokens, mask)
+
+
+def special(tokenizer: Any) -> tuple[str, ...]:
+    """The texts of the special tokens of a `transformers` tokenizer."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple({*tokenizer.all_special_tokens, *added})
+
+
+def opening(render: Callable[[Messages, bool], str], first: Mapping[str, Any], whole: str) -> str:
+    """What stands before a turn of the assistant that opens a conversation: up to the end of the prompt that
+    is written for a next one, of which nothing was said; "" where that is not found.
+    """
+    alone = render([first], False)
+    prompt = render([first], True).removeprefix(alone)
+    return whole[: whole.find(prompt) + len(prompt)] if prompt and prompt in whole else ""
 
 
 def spans(
@@ -98,7 +117,7 @@ def spans(
         content = content.strip() if isinstance(content, str) else ""
         if not content and not message.get("tool_calls"):
             raise ValueError(f"message {number} (assistant) is empty")
-        prompt = render(messages[:number], True)
+        prompt = render(messages[:number], True) if number else opening(render, message, whole)
         last = whole if number == len(messages) - 1 else render(messages[: number + 1], False)
         ends = [
             len(text) for text in (last, last.removesuffix(eos)) if whole.startswith(text) and len(text) > 0
@@ -106,7 +125,7 @@ def spans(
         if not ends and content and content in last:
             turn = last[last.rindex(content) :].removesuffix(eos)
             ends = [whole.find(turn, len(prompt)) + len(turn)] if turn in whole[len(prompt) :] else []
-        if not whole.startswith(prompt) or not ends or ends[0] <= len(prompt):
+        if not prompt or not whole.startswith(prompt) or not ends or ends[0] <= len(prompt):
             raise ValueError(
                 f"the chat template of {name} renders the prompt of message {number} (assistant) otherwise "
                 "than the whole conversation, so which tokens to train on cannot be told: mark them with "

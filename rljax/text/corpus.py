@@ -22,10 +22,10 @@ import jax.numpy as jnp
 
 from rljax import checks
 from rljax.models import huggingface as checkpoints
-from rljax.text.data.examples import Example, Loss
-from rljax.text.data.pack import Long, Packed, Packing, pack
+from rljax.text.data.examples import Example, Loss, conversation, fields
+from rljax.text.data.pack import LONG, Long, Packed, Packing, pack
 from rljax.text.data.pairs import Pairs, load_pairs
-from rljax.text.data.read import PLAIN_TEXT, Documents, collect, parse, read, sources, walk
+from rljax.text.data.read import PLAIN_TEXT, Documents, collect, parse, read, sources, suffix, walk
 from rljax.text.data.streaming import blocks, stream
 from rljax.text.load import load_tokenizer
 from rljax.text.tokenizer import Tokenizer, character_tokenizer, check_vocabulary
@@ -37,7 +37,7 @@ CHOICES = {
     "documents": ("file", "line", "paragraph"),
     "loss": ("completion", "all"),
     "packing": ("first_fit", "sequential"),
-    "long": ("split", "drop"),
+    "long": LONG,
 }
 
 HOW = (*CHOICES, "order", "window", "block")  # what a stream is read with
@@ -55,7 +55,9 @@ class Corpus:
     documents: Documents = "file"  # what a document of plain text is
     loss: Loss = "completion"  # of sft: what is learnt of a record that has a completion or messages
     packing: Packing = "first_fit"  # of sft: how documents share rows
-    long: Long = "split"  # of sft: what becomes of a document that is longer than a row
+    # of sft: what becomes of a document that is longer than a row; "auto" splits plain text, and drops pairs
+    # and conversations
+    long: Long = "auto"
     stream: bool = False  # read while learning, for data larger than memory; held_out needs files of its own
     order: int = 0  # of a stream: the seed of the order in which it is read, the same for all seeds of a run
     window: int = 8192  # of a stream: documents that are in memory, and shuffled, together
@@ -104,7 +106,7 @@ class Base(NamedTuple):
 
 
 def is_plain(path: str | Path) -> bool:
-    return Path(path).suffix in PLAIN_TEXT
+    return suffix(path) in PLAIN_TEXT
 
 
 def files(given: Files) -> tuple[str, ...]:
@@ -123,7 +125,15 @@ def base(corpus: Corpus, config: Any) -> Base:
         found = characters(files(corpus.data) + files(corpus.held_out), corpus.documents)
         if not found:
             where = ", ".join(files(corpus.data))
-            raise ValueError(f"{where}: no text, prompt or completion: name a tokenizer, or a model with one")
+            what = "no text, prompt or completion"
+            paths = sources(list(files(corpus.data)))
+            if any(
+                True for path in paths for _ in walk(path, corpus.documents)
+            ):  # what is in them, or is bad
+                records = collect(paths, fields, corpus.documents, strict=False)[0]
+                if any(conversation(record) is not None for record in records):
+                    what = "conversations need a chat template"
+            raise ValueError(f"{where}: {what}: name a tokenizer, or a model with one")
         return Base(character_tokenizer(found))
     checks.choice(config, "dtype", ("float32", "bfloat16"))
     tokenizer = load_tokenizer(corpus.tokenizer or corpus.model)

@@ -77,7 +77,7 @@ def generate(
     conversation with a world that knows `reference` (B, ...), of each prompt.
 
     Raises: ValueError, outside a trace, for a setting out of its range, an empty or wrongly padded prompt,
-    and a prompt that with T new tokens is longer than the model's `max_positions`.
+    and a prompt that with T − 1 new tokens is longer than the model's `max_positions`: the last is not read.
     """
     check(model, key, prompt, valid, settings, group)
     return _generate(
@@ -103,7 +103,7 @@ def stream(
     """
     settings_are_right(settings)
     length = len(prompt)
-    room = (getattr(model.config, "max_positions", None) or 2**30) - settings.max_new_tokens
+    room = (getattr(model.config, "max_positions", None) or 2**30) - settings.max_new_tokens + 1
     width = max(length, min(room, max(SHORTEST, 1 << max(length - 1, 0).bit_length())))
     tokens = np.zeros((1, width), np.int32)
     tokens[0, width - length :] = prompt
@@ -149,7 +149,7 @@ def check(
         if wrong := np.flatnonzero((np.diff(real.astype(np.int8), axis=1) < 0).any(axis=1)).tolist():
             raise ValueError(f"generate: prompt {wrong[0]} has padding after a token: pad on the left")
         longest, limit = int(lengths.max()), getattr(model.config, "max_positions", None)
-        if limit is not None and longest + settings.max_new_tokens > limit:
+        if limit is not None and longest + settings.max_new_tokens - 1 > limit:
             raise ValueError(
                 f"generate: a prompt of {longest} tokens and {settings.max_new_tokens} new ones, for a model "
                 f"of {limit} positions: shorten the prompt or max_new_tokens"

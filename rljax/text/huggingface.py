@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rljax.text.tokenizer import Tokenizer, check_ids, check_text, choose_pad, o
 
 # One of these holds the vocabulary; the companions say more about it, and without one are nothing.
 FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+SENTENCE_PIECES = ("tokenizer.model", "spiece.model")  # for which transformers needs another package
 COMPANIONS = (
     "merges.txt",
     "tokenizer_config.json",
@@ -70,6 +72,7 @@ def from_transformers(tokenizer: Any, name: str, chat_template: str | Path | Non
         decode=decode,
         chat=partial(chat, tokenizer, name),
         save=lambda folder: _save(tokenizer, Path(folder)),
+        template=bool(tokenizer.chat_template),
     )
 
 
@@ -90,6 +93,12 @@ def load_folder(path: Path, chat_template: str | Path | None = None) -> Tokenize
     if path.is_dir() and not any((path / file).is_file() for file in FILES):
         # some classes of transformers would make an empty vocabulary of their own
         raise FileNotFoundError(f"{path} holds no tokenizer: none of {', '.join(FILES)}")
+    pieces = [file for file in SENTENCE_PIECES if (path / file).is_file()]
+    if pieces and not (path / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise ValueError(
+            f"{name} is a SentencePiece model ({pieces[0]}): pip install sentencepiece, or lay its "
+            "tokenizer.json beside it"
+        )
     try:
         if path.is_file():
             loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))

@@ -41,6 +41,19 @@ def load_pretrained(
     return Pretrained(loaded.model, loaded.params, tokenizer, loaded.generation)
 
 
+def sampling_defaults(generation: checkpoints.Generation) -> dict[str, Any]:
+    """The fields of `Sampling` that a model wants to be sampled with; temperature 1 where it does not say."""
+    if not generation.do_sample:
+        return {"temperature": 1.0}
+    return {
+        "temperature": generation.temperature,
+        "top_k": generation.top_k,
+        "top_p": generation.top_p if generation.top_p < 1 else None,
+        "min_p": generation.min_p or None,
+        "repetition_penalty": generation.repetition_penalty if generation.repetition_penalty != 1 else None,
+    }
+
+
 def load_tokenizer(
     source: str | Path, *, chat_template: str | Path | None = None, revision: str | None = None
 ) -> Tokenizer:

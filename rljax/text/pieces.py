@@ -11,11 +11,13 @@ import heapq
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rljax.models.huggingface.llama2c import read_tokenizer, write_tokenizer
 from rljax.text.tokenizer import Tokenizer, check_ids, check_text, no_template
 
 UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3  # ids 3 to 258 are the bytes
+SPACE = "\u2581"  # as SentencePiece writes one
 _BYTE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -78,6 +80,53 @@ def pieces_tokenizer(pieces: Sequence[bytes], scores: Sequence[float], name: str
         chat=lambda *_, **__: no_template(name),
         save=save,
     )
+
+
+def write_json(folder: Path) -> None:
+    """Write what `save` has written there as tokenizer.json and tokenizer_config.json too, for transformers.
+    Its merges are those of the pieces in the order of their scores. Nothing where no tok*.bin is there.
+
+    Raises: ImportError without transformers.
+    """
+    from rljax.text.huggingface import transformers_package
+
+    found = sorted(folder.glob("tok*.bin"))
+    if not found:
+        return
+    transformers = transformers_package()
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, processors
+
+    raw, scores = read_tokenizer(found[0])
+    marks = {UNKNOWN: "<unk>", BOS: "<s>", EOS: "</s>"}
+    names = [
+        marks.get(token, piece.decode(errors="replace").replace(" ", SPACE))
+        for token, piece in enumerate(raw)
+    ]
+    ids: dict[str, int] = {}
+    for token, name in enumerate(names):
+        ids.setdefault(name, token)
+    pairs = [
+        (-scores[token], place, name[:place], name[place:])
+        for name, token in ids.items()
+        if token >= FIRST_BYTE + 256
+        for place in range(1, len(name))
+        if name[:place] in ids and name[place:] in ids
+    ]
+    merges = [(left, right) for _, _, left, right in sorted(pairs)]
+    backend: Any = Backend(
+        models.BPE(vocab=ids, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    strip = decoders.Strip(content=" ", left=1)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+    )
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    wrapped.save_pretrained(str(folder))
 
 
 def merge(

@@ -11,6 +11,7 @@ Every algorithm reads from one problem the Task that it learns: `pretrain` its t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Number
 from typing import Any, Literal, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from rljax import checks
 from rljax.text.data.batches import pad_prompts
-from rljax.text.data.examples import begun, ended
+from rljax.text.data.examples import conversation, template_arguments, turn_end, turns
 from rljax.text.data.pairs import Pairs
 from rljax.text.tokenizer import Tokenizer
 from rljax.types import Array, LanguageModel, Preferences, Prompts, PyTree, Reward, Task
@@ -45,9 +46,10 @@ class Problem(NamedTuple):
     model: LanguageModel | None = None  # to begin with
     params: PyTree = None
     generation: Any = None
-    arguments: Mapping[str, Any] | None = (
-        None  # of `tasks.make`, by which a run finds it again; None: one's own
-    )
+    # of `tasks.make`, by which a run finds it again; None: one's own
+    arguments: Mapping[str, Any] | None = None
+    # the Problem that `tasks.make` gave, from which what differs was changed since; None: one's own
+    made: Any = None
 
     @property
     def length(self) -> int:
@@ -65,13 +67,17 @@ def problem(
     held_out: float | int = 0.1,
     demonstrated: int | None = None,
 ) -> Problem:
-    """A problem of records {"prompt", "completion" (to imitate, may be missing), …}.
+    """A problem of records {"prompt", "completion" (to imitate, may be missing), …}, or of conversations.
 
-    The last `held_out` of the records (a share, or so many) are never learnt from. Token rewards are told of
-    each field but the prompt: a string as its tokens (T,) with −1 after them (a completion with its stop
-    token), a number or a list of integers as it is, a list with −1 after it. Host rewards get the record.
-    `max_new_tokens` is that of the longest completion where None. Only the first `demonstrated` prompts to
-    learn have their completion as a demonstration, where it is not None.
+    Prompts are strings, or lists of messages, which become text by the tokenizer's chat template (with the
+    record's `tools` and `chat_template_kwargs`); of {"messages"} the last turn is the completion where it is
+    the assistant's. The last `held_out` of the records (a share, or so many) are never learnt from.
+
+    Token rewards are told of each field but the prompt: a string as its tokens (T,) with −1 after them (a
+    completion with its stop token), a number or a list of integers as it is, a list with −1 after it; of
+    strings other than completions only where a reward is of tokens, and the tokenizer can write all of them.
+    Host rewards get the record. `max_new_tokens` is that of the longest completion where None. Only the first
+    `demonstrated` prompts to learn have their completion as a demonstration, where it is not None.
 
     Raises: ValueError in one line naming the record that is wrong.
     """
@@ -79,11 +85,19 @@ def problem(
         raise ValueError(f"problem {name}: {len(records)} records: needs two, one of them to hold out")
     wanted = held_out * len(records) if isinstance(held_out, float) else held_out
     number = min(max(1, round(wanted)), len(records) - 1)
-    prompts = [begun(tokenizer, _string(name, i, record)) for i, record in enumerate(records)]
+    records = [_spoken(name, i, record) for i, record in enumerate(records)]
+    encoded = [_turns(name, tokenizer, i, record) for i, record in enumerate(records)]
+    prompts, written = map(list, zip(*encoded, strict=True))
     if [] in prompts:
         raise ValueError(f"problem {name}: the prompt of record {prompts.index([])} is empty")
     tokens, valid = pad_prompts(prompts)
-    reference = _reference(name, tokenizer, records)
+    rewards = (rewards,) if isinstance(rewards, Reward) else tuple(rewards)
+    chats = any(not isinstance(record["prompt"], str) for record in records)
+    ends = (tokenizer.eos_id, turn_end(tokenizer) if chats else None)
+    stops = tuple(dict.fromkeys(end for end in ends if end is not None))
+    reference = _reference(name, tokenizer, records, strings=any(not reward.host for reward in rewards))
+    if any(written):
+        reference["completion"] = ragged(written)
     longest = 0 if "completion" not in reference else reference["completion"].shape[1]
     length = longest if max_new_tokens is None else max_new_tokens
     if length < max(1, longest):
@@ -94,13 +108,16 @@ def problem(
     if "completion" in reference:
         reference["completion"] = widen(reference["completion"], length)
     rows = Prompts(tokens, valid, reference, reference.get("completion"))
+    if (
+        "completion" in reference and len(stops) > 1
+    ):  # as rewards see completions: with one stop token for all
+        completion = reference["completion"]
+        reference["completion"] = np.where(np.isin(completion, stops), np.int32(stops[0]), completion)
     first = len(records) - number
     if demonstrated is not None and rows.demonstration is not None:
         hidden = (np.arange(len(records)) >= demonstrated) & (np.arange(len(records)) < first)
         rows = rows._replace(demonstration=np.where(hidden[:, None], -1, rows.demonstration))
     cut = lambda part: jax.tree.map(lambda x: jnp.asarray(x[part]), rows)
-    stops = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    rewards = (rewards,) if isinstance(rewards, Reward) else tuple(rewards)
     return Problem(
         *(name, tokenizer, cut(slice(first)), cut(slice(first, None)), rewards, length, stops),
         records=records,
@@ -122,10 +139,9 @@ def task(problem: Problem, learns: Learns) -> Task:
         raise ValueError(f"the task {problem.name} has no {learns}")
     if learns == "prompts" and not problem.rewards:
         raise ValueError(f"the task {problem.name} has no reward")
-    size = problem.tokenizer.vocab_size if problem.model is None else problem.model.config.vocab_size
     return Task(
         problem.name,
-        size,
+        _vocab_size(problem),
         *parts,
         params=problem.params,
         tokenizer=problem.tokenizer,
@@ -138,6 +154,66 @@ def task(problem: Problem, learns: Learns) -> Task:
         observe=problem.observe,
         records=problem.records,
     )
+
+
+def changes(problem: Problem) -> tuple[str, ...]:
+    """The fields of a problem that were changed since `tasks.make` made it; none of one's own problem."""
+    made: Problem | None = problem.made
+    if made is None:
+        return ()
+    fields = [name for name in Problem._fields if name not in ("arguments", "made")]
+    return tuple(name for name in fields if not _same(getattr(problem, name), getattr(made, name)))
+
+
+def read_back(given: Task) -> Problem:
+    """The problem that a Task was read from, with what was changed in the Task: what is passed is learnt.
+
+    Raises: ValueError where the Task has another vocab_size than its tokenizer or its model.
+    """
+    problem: Problem = given.problem
+    names = ["name", "tokenizer", "params", "model", "generation", "max_new_tokens", "stop_ids", "observe"]
+    names += ["records"] + ["rewards"] * isinstance(given.learn, Prompts)
+    found = {name: getattr(given, name) for name in names}
+    rows = given.learn, given.held_out
+    if isinstance(given.learn, Prompts):
+        found |= {"learn": given.learn, "held_out": given.held_out}
+    elif isinstance(given.learn, Preferences):
+        found |= {"preferences": rows}
+    elif not isinstance(given.learn, Pairs):
+        found |= {"text": rows}
+    elif not _equal(rows, tuple(map(demonstrations, (problem.learn, problem.held_out)))):
+        shown = lambda pairs: jnp.where(pairs.mask, pairs.completion, -1)
+        learn, held_out = (Prompts(each.prompt, each.valid, None, shown(each)) for each in rows)
+        found |= {"learn": learn, "held_out": held_out}
+    changed = {name: value for name, value in found.items() if not _same(value, getattr(problem, name))}
+    problem = problem._replace(**changed)
+    size = _vocab_size(problem)
+    if given.vocab_size != size:
+        raise ValueError(
+            f"the task {given.name}: vocab_size = {given.vocab_size}: must be the {size} of its tokenizer or "
+            "model"
+        )
+    return problem
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two fields are the same objects, or equal numbers and strings; tuples by their members."""
+    if one is other:
+        return True
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    plain = str | int | float
+    return isinstance(one, plain) and isinstance(other, plain) and one == other
+
+
+def _equal(one: PyTree, other: PyTree) -> bool:
+    """Whether two trees hold the same arrays, by value."""
+    leaves, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(leaves) == len(others) and all(map(np.array_equal, leaves, others))
+
+
+def _vocab_size(problem: Problem) -> int:
+    return problem.tokenizer.vocab_size if problem.model is None else problem.model.config.vocab_size
 
 
 def demonstrations(prompts: Prompts) -> Pairs | None:
@@ -162,28 +238,54 @@ def ragged(rows: Sequence[Sequence[int]], length: int | None = None) -> np.ndarr
     return np.array([[*row, *[-1] * (width - len(row))] for row in rows], np.int32).reshape(len(rows), width)
 
 
-def _string(name: str, number: int, record: Mapping[str, Any]) -> str:
-    prompt = record.get("prompt") if isinstance(record, Mapping) else None
-    if not isinstance(prompt, str):
-        raise ValueError(f"problem {name}: record {number} has no prompt that is a string")
-    return prompt
+def _spoken(name: str, number: int, record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record with a prompt: a conversation is cut before its last turn, where that is the assistant's."""
+    told = isinstance(record, Mapping) and "prompt" not in record
+    messages = conversation(record) if told else None
+    if isinstance(messages, list | tuple) and messages:
+        last = messages[-1]
+        if not (isinstance(last, Mapping) and last.get("role") == "assistant" and len(messages) > 1):
+            return {**record, "prompt": list(messages)}
+        content = last.get("content")
+        said = content if set(last) == {"role", "content"} and isinstance(content, str) else [last]
+        return {**record, "prompt": list(messages[:-1]), "completion": said}
+    if not isinstance(record, Mapping) or not isinstance(record.get("prompt"), str | list):
+        raise ValueError(f"problem {name}: record {number} has no prompt that is a string, or messages")
+    return record
+
+
+def _turns(
+    name: str, tokenizer: Tokenizer, number: int, record: Mapping[str, Any]
+) -> tuple[list[int], list[int]]:
+    """The tokens of a record's prompt, and of its completion with a stop token; none where it has none."""
+    prompt, completion = record["prompt"], record.get("completion")
+    if not isinstance(completion, str | None if isinstance(prompt, str) else str | list | None):
+        raise ValueError(
+            f"problem {name}: the completion of record {number} is {checks.show(completion)}: must be a "
+            "string"
+        )
+    try:
+        arguments = {} if isinstance(prompt, str) else template_arguments(record)
+        return turns(tokenizer, prompt, completion, **arguments)
+    except ValueError as error:
+        raise ValueError(f"problem {name}: record {number}: {error}") from error
 
 
 def _reference(
-    name: str, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]]
+    name: str, tokenizer: Tokenizer, records: Sequence[Mapping[str, Any]], strings: bool
 ) -> dict[str, np.ndarray]:
-    """What token rewards are told: each field that all records have as one array, and the record's number."""
+    """What token rewards are told: each field that all records have as one array, and the record's number;
+    `strings` too, where all of a field can be written.
+    """
     found: dict[str, np.ndarray] = {"row": np.arange(len(records), dtype=np.int32)}
     integers = lambda value: isinstance(value, list | tuple) and all(isinstance(i, int) for i in value)
     for key in dict.fromkeys(key for record in records for key in record):
         column: list[Any] = [record.get(key) for record in records]
-        if key == "completion" and any(value is not None for value in column):
-            found[key] = ragged([_completion(name, tokenizer, i, value) for i, value in enumerate(column)])
-            continue
-        if key == "prompt" or any(value is None for value in column):
+        if key in ("prompt", "completion") or any(value is None for value in column):
             continue
         if all(isinstance(value, str) for value in column):
-            found[key] = ragged([tokenizer.encode(value) for value in column])
+            with suppress(ValueError):  # a reward that reads what cannot be written says so by its name
+                found |= {key: ragged([tokenizer.encode(value) for value in column])} if strings else {}
         elif all(isinstance(value, Number) for value in column):
             array = np.asarray(column)
             if array.dtype.kind not in "fb" and np.abs(array).max() >= 2**31:
@@ -192,14 +294,3 @@ def _reference(
         elif all(map(integers, column)):
             found[key] = ragged(column)
     return found
-
-
-def _completion(name: str, tokenizer: Tokenizer, number: int, value: Any) -> list[int]:
-    """The tokens of a record's completion with their stop token; none where it has none."""
-    if value is None:
-        return []
-    if not isinstance(value, str):
-        raise ValueError(
-            f"problem {name}: the completion of record {number} is {checks.show(value)}: must be a string"
-        )
-    return ended(tokenizer, tokenizer.encode(value))

@@ -109,6 +109,7 @@ def token_env(
     def worth(state: TokenState) -> Array:
         prompt, completion = state.context[None, :width], state.context[None, width:]
         given = jax.tree.map(lambda x: x[None], told(state.row))
+        completion = rewards.one_stop(task.stop_ids, completion)
         values = [each.apply(each.params, prompt, completion, given) for each in task.rewards]
         total = rewards.combine(jnp.stack(values, axis=1).astype(jnp.float32), weights, 1)[0]
         return jnp.where(jnp.isfinite(total), total, 0.0)

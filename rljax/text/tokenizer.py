@@ -54,6 +54,7 @@ class Tokenizer(NamedTuple):
     # role and content. ValueError in one line where there is no template or it fails.
     chat: Callable[..., Chat]
     save: Callable[[str | Path], None]  # (folder) -> files that `load_tokenizer` reads
+    template: bool = False  # whether there is a chat template
 
 
 def character_tokenizer(

@@ -191,6 +191,23 @@ def test_the_penalty_of_length_grows_within_its_buffer() -> None:
     np.testing.assert_allclose(credit[:, 0], centred(penalty)[:, 0], atol=1e-6)
 
 
+def test_rewards_that_are_standardised_per_group_are_not_once_more() -> None:
+    """Two groups of four: of one both rewards agree, of the other they cancel, but for noise."""
+    second = TASK.rewards[0]._replace(name="second")
+    task = TASK._replace(rewards=(TASK.rewards[0], second))
+    agree, cancel = np.array([1.0, 1, 0, 0]), np.array([0.0, 0, 1, 1.1])
+    values = np.stack([[*agree, *agree], [*agree, *cancel]], axis=1)
+    scores = Scores(jnp.asarray(values, jnp.float32), jnp.zeros(values.shape, bool))
+    config = configured(grpo, FIELDS, group_size=4, num_prompts=2, reward_normalization="group")
+    rollout = jax.tree.map(lambda x: x[:8], drawn().rollout)
+    credit = np.asarray(programs(grpo, task).advantage(config, drawn().state, rollout, scores))[:, 0]
+    z = lambda x: (x - x.mean()) / (x.std(ddof=1) + 1e-4)
+    total = np.concatenate([2 * z(agree), z(agree) + z(cancel)])
+    np.testing.assert_allclose(credit, total / (total.std(ddof=1) + 1e-4), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(credit[:4], [1.32, 1.32, -1.32, -1.32], atol=0.01)
+    assert np.abs(credit[4:]).max() < 0.1
+
+
 def test_groups_without_variance_can_be_left_out_of_the_mean() -> None:
     here, made = drawn(), programs(grpo, TASK)
     values = np.array([1, 1, 1, 0, 1, 0.5, 0, 0, 0, np.nan, 0.5, 0.5])

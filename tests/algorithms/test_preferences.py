@@ -274,6 +274,21 @@ def test_what_must_not_matter_changes_nothing(name: str, fields: Any) -> None:
         assert_same_step(before, stepper(name, wider, config)(task.frozen | {"learn": wide}, state))
 
 
+def test_a_batch_counts_as_much_as_its_weights_do_among_all() -> None:
+    """Not as much as any other: its gradient is that of weights relative to the mean of all judgements."""
+    task, state, config = started_task(), moved("dpo"), config_of("dpo")
+    step = stepper("dpo", task, config)
+    learn: Preferences = jax.device_get(task.learn)
+    number = len(learn.weight)
+    drawn = np.asarray(data.batch_indices(state.order, int(state.iteration), number, config.batch_size))
+    weight = np.full(number, 1.5, np.float32)
+    weight[drawn] = 0.5
+    norm = lambda weight: float(
+        step(task.frozen | {"learn": learn._replace(weight=weight)}, state)[1].gradient_norm.value
+    )
+    np.testing.assert_allclose(norm(weight) / norm(np.ones_like(weight)), 0.5 / weight.mean(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("loss", ["simpo", "orpo"])
 def test_the_policy_at_the_start_is_no_part_of_simpo_and_orpo(loss: str) -> None:
     task = started_task()

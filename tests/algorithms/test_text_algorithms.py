@@ -79,6 +79,24 @@ def test_fine_tuning_learns_completions_only() -> None:
     assert result.summary["loss"]["mean"] < 0.6
 
 
+def test_half_precision_parameters_move_as_their_float32_copies() -> None:
+    """A step of 1e-3 from 1 is lost in bfloat16, whose next number below is 1 − 2⁻⁸."""
+    config = tuning(learning_rate=1e-3, warmup_fraction=1e-6, weight_decay=0.0, schedule="constant")
+    params = {"half": jnp.ones(3, jnp.bfloat16), "whole": jnp.ones(3)}
+    opt_state = language.optimizer(config).init(params)
+    for iteration in range(10):
+        gradients = jax.tree.map(jnp.ones_like, params)
+        params, opt_state, _ = language.move(config, params, opt_state, gradients, jnp.int32(iteration))
+    np.testing.assert_allclose(params["whole"], 0.99, rtol=1e-4)
+    np.testing.assert_allclose(opt_state.master["half"], params["whole"], rtol=1e-6)
+    assert params["half"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(params["half"], params["whole"].astype(jnp.bfloat16))
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(opt_state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
+    assert kinds == {jnp.dtype(jnp.float32)}
+    plain = language.optimizer(config).init({"whole": jnp.ones(3)})
+    assert not hasattr(plain, "master")  # nothing more is kept where all is float32
+
+
 def test_microbatches_change_nothing() -> None:
     task = rows_task()
     states = []

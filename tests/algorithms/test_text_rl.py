@@ -247,6 +247,46 @@ def test_with_one_step_per_sample_ratios_are_exactly_one(name: str) -> None:
     assert int(metrics.kl.count) == 0  # null in a row, not 0
 
 
+@pytest.mark.parametrize("name", ["rloo", "text_reinforce"])
+def test_a_penalty_in_the_reward_is_of_one_kind_of_forward_pass(name: str) -> None:
+    """The sampler's log-probabilities are of another kind (in bfloat16, say): a policy that is still that of
+    the start is at no distance from it.
+    """
+    cycle = cycle_of(name)
+    config = (
+        cycle.config if name == "text_reinforce" else cycle.config.replace(num_epochs=1, num_minibatches=1)
+    )
+    state = cycle.programs.init(config, jax.random.key(0))
+    rollout = cycle.rollout._replace(log_prob=cycle.rollout.log_prob + 0.5)
+
+    def credit(**fields: Any) -> np.ndarray:
+        given = config.replace(**fields), state, rollout, cycle.scores
+        return np.asarray(cycle.programs.advantage(*given))
+
+    np.testing.assert_allclose(credit(kl=100.0), credit(kl=0.0), atol=1e-3)
+    if name == "rloo":
+        assert np.abs(credit(kl=100.0, old_log_prob="sampled") - credit(kl=0.0)).max() > 1
+
+
+def test_what_is_only_told_ends_no_run() -> None:
+    """Log-ratios beyond 88 nats, which are infinite ratios in float32, in metrics that no loss contains."""
+    of = lambda value: jnp.full((2, 3), value)
+    mask = jnp.ones((2, 3), bool)
+    batch = policy_loss.Batch(mask, mask, mask, mask, None, None)
+    shown = lambda log_prob, old, start: policy_loss.shown(
+        policy_loss.Told(of(log_prob), of(old), of(1.0)), batch, of(0.0).sum(), 0.8, 1.2, of(start)
+    )
+    far = shown(-200.0, -1.0, -0.5)
+    np.testing.assert_allclose(far["kl"].value, np.expm1(40) - 40, rtol=1e-5)
+    np.testing.assert_allclose(far["step_kl"].value, 199 - 1, rtol=1e-5)
+    back = shown(-1.0, -200.0, -1.0)
+    np.testing.assert_allclose(back["ratio"].value, np.exp(40), rtol=1e-5)
+    assert all(np.isfinite(mean.total) for found in (far, back) for mean in found.values())
+    near = shown(-1.0, -1.2, -0.7)
+    np.testing.assert_allclose(near["kl"].value, np.exp(0.3) - 1 - 0.3, rtol=1e-4)
+    np.testing.assert_allclose(near["ratio"].value, np.exp(0.2), rtol=1e-5)
+
+
 def truncated(logits: np.ndarray, fields: dict[str, float]) -> np.ndarray:
     """log-probabilities (V,) of the distribution that is left, by sorting."""
     weight = np.exp(logits - logits.max())

@@ -132,7 +132,17 @@ def test_generate_and_convert_take_a_run(
     assert main(["generate", str(own), *words, "--member", "1", "--checkpoint", "3"]) == 0
     assert capsys.readouterr().out == told
     assert told.startswith("07")
-    assert len(told) <= 8 + 1  # as many tokens as the model has positions
+    assert len(told) <= 9 + 1  # one token more than the model has positions
+
+
+def test_a_run_stops_where_it_has_learnt_to_end(adapted: Path, data: Path, tmp_path: Path) -> None:
+    """The tokenizer's end is none of the stop tokens of the model that it began with."""
+    base = text.load_pretrained(data / "model")
+    assert base.tokenizer.eos_id not in base.generation.stop_ids
+    found = rljax.language_model(adapted)
+    assert found.generation.stop_ids == (*base.generation.stop_ids, base.tokenizer.eos_id)
+    assert main(["convert", str(adapted), str(tmp_path / "new")]) == 0
+    assert text.load_pretrained(tmp_path / "new").generation.stop_ids == found.generation.stop_ids
 
 
 @pytest.mark.parity

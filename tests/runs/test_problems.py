@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,8 +14,10 @@ import rljax
 from rljax import text
 from rljax.models.huggingface import Generation
 from rljax.models.language_models import language_model
-from rljax.runs import problems
+from rljax.runs import load, problems
 from rljax.runs.record import Result
+from rljax.text.problem import changes, read_back
+from rljax.text.problem import task as task_of
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
 TASK: dict[str, Any] = {"symbols": "abc", "max_length": 3, "train": 24, "held_out": 6}
@@ -197,12 +200,96 @@ def test_a_reward_model_stays_when_the_task_is_spelt_by_another_tokenizer(
     assert [(reward.name, reward.weight) for reward in found.rewards] == [("judge", 1.0), ("solved", 0.0)]
 
 
+def count(prompt: str, completion: str, record: Any) -> float:
+    assert record["prompt"] == prompt
+    return float(len(completion))
+
+
+def test_what_was_changed_in_a_problem_is_said_in_the_tokens_of_a_model_or_refused() -> None:
+    made = text.tasks.make("addition", digits=1, train=8, held_out=2)
+    other = text.character_tokenizer("0123456789+= abc")
+    spelt = lambda problem: problems.spelt(problem, other, "somewhere")
+    host = text.rewards.of_text(count, processes=0)
+    found = spelt(made._replace(rewards=(host, made.rewards[0]._replace(weight=0.5)), max_new_tokens=9))
+    assert found.tokenizer is other
+    assert found.max_new_tokens == 9
+    assert found.rewards[0] is host
+    assert (found.rewards[1].name, found.rewards[1].weight) == ("exact_text", 0.5)
+    assert found.learn.tokens.max() < other.vocab_size
+    assert changes(found) == ("rewards", "max_new_tokens")
+    assert spelt(found) is found
+    records = [{**record, "more": 1} for record in made.records]
+    assert spelt(made._replace(records=records)).records is records  # as many, of the same prompts
+    for name, value in {"learn": made.held_out, "stop_ids": (1, 2)}.items():
+        with pytest.raises(
+            ValueError, match=f"{name} of the task addition was changed in tokens of .*tokenizer="
+        ) as error:
+            spelt(made._replace(**{name: value}))
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="reward length of the task addition is of tokens of the character"):
+        spelt(made._replace(rewards=(text.rewards.length(),)))
+
+
+def test_what_was_changed_in_a_task_is_what_is_learnt() -> None:
+    made = text.tasks.make("reverse", **TASK)
+    half = lambda rows: jax.tree.map(lambda x: x[:9], rows)
+    task = task_of(made, "prompts")
+    assert read_back(task) == made  # the very same objects
+    host = text.rewards.of_text(count, processes=0)
+    changed = {"learn": half(task.learn), "rewards": (host,), "stop_ids": (1, 2), "max_new_tokens": 3}
+    again = task_of(read_back(task._replace(**changed)), "prompts")
+    for name, value in changed.items():
+        assert getattr(again, name) is value, name
+    assert again.held_out is task.held_out
+    shown = task_of(made, "demonstrations")
+    assert read_back(shown) == made
+    again = task_of(read_back(shown._replace(learn=half(shown.learn))), "demonstrations")
+    for one, other in zip(again.learn, half(shown.learn), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="vocab_size = 3: must be the 6 of its tokenizer or model"):
+        read_back(task._replace(vocab_size=3))
+    assert load.setup("sft", made, None, None, {}).own_env is False
+    assert load.setup("sft", made._replace(max_new_tokens=3), None, None, {}).own_env is True
+
+
+def test_a_changed_task_is_trained_as_it_is(run: Path) -> None:
+    host = text.rewards.of_text(count, processes=0)
+    task = task_of(text.tasks.make("reverse", **TASK), "prompts")._replace(rewards=(host,), max_new_tokens=3)
+    done = rljax.train("grpo", task, GRPO, init=run / "sft", steps=16, progress=False)
+    assert "rewards/count" in done.rows[0]
+    assert "rewards/exact_match" not in done.rows[0]
+    assert 0 < done.rows[0]["length"][0] <= 3
+
+
+def test_a_network_of_ones_own_is_what_the_warm_up_trains(tmp_path: Path) -> None:
+    made = text.tasks.make("reverse", **TASK)
+    config = rljax.grpo.Config(hidden_size=24, num_layers=1, num_heads=2)
+    own = language_model(made.tokenizer.vocab_size, config, made.length)
+    out = tmp_path / "run"
+    given: dict[str, Any] = {"network": own, "warm_up": 512, "steps": 16, "out": out, "progress": False}
+    done = rljax.train("grpo", "reverse", GRPO, env_arguments=TASK, **given)
+    assert done.states.params["embedding"].shape == (1, made.tokenizer.vocab_size, 24)
+    assert json.loads((out / "sft" / "config.json").read_text())["own"] == ["network"]
+    found = rljax.evaluate(out, network=own)
+    np.testing.assert_allclose(found["return"]["per_seed"], done.summary["return"]["per_seed"])
+
+
 def test_a_task_with_other_rewards_is_no_resume(run: Path, tmp_path: Path) -> None:
     made = text.tasks.make("reverse", **TASK)
     given: dict[str, Any] = {"steps": 16, "init": run / "sft", "progress": False, "out": tmp_path / "run"}
     rljax.train("grpo", made._replace(rewards=(text.rewards.length(),)), GRPO, **given)
-    with pytest.raises(ValueError, match="names and weights of its rewards are not the same"):
+    told = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (told["own"], told["task_arguments"]) == (["env"], None)  # which would not make it again
+    with pytest.raises(ValueError, match="was trained with env= of your own"):
         rljax.evaluate(tmp_path / "run")
+    with pytest.raises(ValueError, match="names and weights of its rewards are not the same"):
+        rljax.train(
+            "grpo",
+            made._replace(rewards=(text.rewards.length()._replace(name="other"),)),
+            GRPO,
+            resume=True,
+            **given,
+        )
 
 
 def test_too_little_memory_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +346,7 @@ def test_a_problem_of_ones_own_is_passed_again(tmp_path: Path) -> None:
     config = {**GRPO, "num_prompts": 2}
     rljax.train("grpo", mine, config, steps=8, warm_up=128, out=out, progress=False)
     told = json.loads((out / "config.json").read_text())
-    assert told["own"] == ["env", "model"]
+    assert told["own"] == ["env"]
     assert told["task_arguments"] is None
     with pytest.raises(ValueError, match="env= of your own"):
         rljax.evaluate(out)

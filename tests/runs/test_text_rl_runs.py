@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -99,6 +100,40 @@ def test_failures_of_a_reward_are_counted_and_not_learnt() -> None:
     assert scored.rows[0]["failed"] == done.rows[0]["failed"]
     assert scored.rows[0]["unscored"] == [0.0]
     assert scored.rows[0]["reward"] < done.rows[0]["reward"]
+
+
+def afraid_of_ab(prompt: str, completion: str, record: Any) -> float:
+    if prompt.startswith("a"):
+        raise RuntimeError("a")
+    return float(len(completion))
+
+
+@pytest.mark.filterwarnings("ignore:reward letters failed")
+def test_what_could_not_be_scored_is_left_out_and_counted_everywhere(tmp_path: Path) -> None:
+    given = problem(host(afraid_of_ab))
+    done = train(given, tmp_path / "run", seeds=1)
+    prompts = [given.records[int(row)]["prompt"] for row in given.held_out.reference["row"]]
+    share = np.mean([prompt.startswith("a") for prompt in prompts])
+    assert 0 < share < 1
+    found = rljax.evaluate(tmp_path / "run", env=given)
+    judged = rljax.judge(tmp_path / "run", given)
+    for each in (found, judged):
+        assert each["return"]["per_seed"] == pytest.approx(done.summary["return"]["per_seed"])
+        assert each["unscored"]["mean"] == pytest.approx(share)
+
+
+def test_parameters_in_half_precision_are_trained() -> None:
+    whole = problem()
+    half = whole._replace(params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), whole.params))
+    done = train(half, seeds=1, steps=16)
+    for leaf, first in zip(*map(jax.tree.leaves, (done.states.params, half.params)), strict=True):
+        assert leaf.dtype == jnp.bfloat16
+        assert leaf.shape[1:] == first.shape
+    moved = [
+        np.abs(np.asarray(a, np.float32) - np.asarray(b, np.float32)).max()
+        for a, b in zip(*map(jax.tree.leaves, (done.states.params, half.params)), strict=True)
+    ]
+    assert max(moved) > 0
 
 
 # Trains until it kills itself as a machine would, in the middle of a row.

@@ -163,7 +163,9 @@ def test_a_sweep_over_the_length_reads_the_rows_again(tmp_path: Path) -> None:
         ({"data": "{where}/one.jsonl"}, "one.jsonl: 1 record: nothing is left to learn or to hold out"),
         ({"data": "{where}/short.txt"}, "short.txt: 2 characters: nothing is left"),
         ({"data": "{where}/empty.txt"}, "empty.txt: no text"),
-        ({"data": "{where}/chat.jsonl"}, "chat.jsonl: no text, prompt or completion"),
+        ({"data": "{where}/chat.jsonl"}, "chat.jsonl: conversations need a chat template: name a tokenizer"),
+        ({"data": "{where}/bad.jsonl"}, "no usable text in {where}/bad.jsonl: 1 of 1 entries left out"),
+        ({"data": "{where}/keys.jsonl"}, "keys.jsonl: no text, prompt or completion"),
     ],
 )
 def test_what_is_wrong_is_one_line(fields: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -172,6 +174,8 @@ def test_what_is_wrong_is_one_line(fields: dict[str, Any], says: str, tmp_path: 
     (tmp_path / "short.txt").write_text("ab")
     (tmp_path / "empty.txt").write_text("")
     write(tmp_path / "one.jsonl", [pair(1)])
+    (tmp_path / "bad.jsonl").write_text("{")
+    write(tmp_path / "keys.jsonl", [{"body": "a"}])
     write(tmp_path / "chat.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}])
     write(tmp_path / "pairs.jsonl", list(map(pair, range(20))))
     if "wide" in str(fields):
@@ -181,7 +185,7 @@ def test_what_is_wrong_is_one_line(fields: dict[str, Any], says: str, tmp_path: 
     filled = {k: v.format(where=tmp_path) if isinstance(v, str) else v for k, v in fields.items()}
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         sft.read(text.Corpus(**{"data": tmp_path / "pairs.jsonl"} | filled), sft.Config(**SMALL))
-    assert says in str(caught.value)
+    assert says.format(where=tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -1,10 +1,12 @@
 """Text into arrays: against definitions and brute force, and every way in which a line can be bad."""
 
+import gzip
 import itertools
 import json
 import random
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from rljax import text
 from rljax.math.shuffle import permutation
 from rljax.models.transformer import Layer, TransformerConfig, transformer
 from rljax.text import data
-from rljax.text.data import streaming
+from rljax.text.data import examples, streaming
 
 LETTERS = text.character_tokenizer("abcdefghijklmnopqrstuvwxyz .\n0123456789")
 END = LETTERS.eos_id
@@ -88,6 +90,67 @@ def test_a_completion_is_encoded_after_its_prompt_where_the_prompt_stays_the_sam
     assert data.pair({"prompt": "ab", "completion": "c"}, tokenizer) == ([2, 3], [4, END])
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_marks_that_a_text_has_are_neither_doubled_nor_cut_off(ends: bool) -> None:
+    marks = {"<": 0, ">": END}
+
+    def encode(string: str, add_special_tokens: bool = False) -> list[int]:
+        inside = [marks[letter] if letter in marks else ids(letter)[0] for letter in string]
+        return [0] * add_special_tokens + inside + [END] * (add_special_tokens and ends)
+
+    llama = LETTERS._replace(encode=encode, bos_id=0)
+    assert examples.begun(llama, "<ab") == [0, *ids("ab")]  # a template wrote the first mark
+    assert examples.begun(llama, "ab>") == [0, *ids("ab"), END]  # and this one
+    assert examples.begun(llama, "ab") == [0, *ids("ab")]
+    assert data.example({"text": "<ab>"}, llama).tokens.tolist() == [0, *ids("ab"), END]
+
+
+def test_completions_that_a_tokenizer_would_begin_with_a_space() -> None:
+    spaced = LETTERS._replace(encode=lambda string, add_special_tokens=False: ids(" " + string))
+    wanted = ids(" ab"), [*ids("cd"), END]
+    assert data.pair({"prompt": "ab", "completion": "cd"}, spaced) == wanted
+    assert examples.turns(spaced, "ab", "cd") == wanted
+    encoder = spaced._replace(
+        encode=lambda string, add_special_tokens=False: (
+            (ids(" " + string) if string else []) + [END] * add_special_tokens
+        )
+    )
+    assert examples.turns(encoder, "ab", "cd") == (ids(" ab"), [*ids(" cd"), END])  # two texts
+
+
+def says(messages: Any, add_generation_prompt: bool = False, tools: Any = (), **more: Any) -> text.Chat:
+    """A template: a letter for the role, what is said, a full stop; tools and arguments come first."""
+    first = ids("".join(tools) + "".join(f"{key}{value}" for key, value in more.items()))
+    tokens, mask = first, [False] * len(first)
+    for message in messages:
+        said = [*ids(message["content"]), *ids(".")]
+        tokens = [*tokens, *ids(message["role"][0]), *said]
+        mask += [False, *[message["role"] == "assistant"] * len(said)]
+    if add_generation_prompt:
+        return text.Chat([*tokens, *ids("a")], [False] * (len(tokens) + 1))
+    return text.Chat(tokens, mask)
+
+
+def test_a_conversation_is_a_prompt_and_a_completion() -> None:
+    talking = LETTERS._replace(chat=says)
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+    assert examples.turns(talking, [user]) == (ids("uhi.a"), [])
+    assert examples.turns(talking, [user], "yo") == (ids("uhi.a"), ids("yo."))
+    assert examples.turns(talking, [user], [answer]) == (ids("uhi.a"), ids("yo."))
+    records = [{"messages": [user, answer]}, {"prompt": [user], "completion": "yo"}]
+    for record in [*records, {"prompt": [user], "completion": [answer]}]:
+        found = data.example(record, talking)
+        assert found.tokens.tolist() == ids("uhi.ayo.")
+        assert found.mask.tolist() == [False] * 5 + [True] * 3
+        assert found.whole
+    tools = {"tools": '["t"]', "chat_template_kwargs": {"k": 3}}
+    assert data.example(records[0] | tools, talking).tokens.tolist() == ids("tk3uhi.ayo.")
+    with pytest.raises(ValueError, match="tools is no JSON"):
+        data.example(records[0] | {"tools": "["}, talking)
+    with pytest.raises(ValueError, match="no turn of the assistant after the prompt"):
+        examples.turns(talking, [user], [user])
+
+
 def test_a_conversation_is_masked_by_its_template() -> None:
     chat = text.Chat([5, 6, 7, 8], [False, False, True, True])
     talking = LETTERS._replace(chat=lambda messages: chat)
@@ -136,6 +199,31 @@ def test_a_bad_line_is_named_and_counted_or_raised(tmp_path, line, reason) -> No
     with pytest.raises(ValueError, match=r"some\.jsonl:3: ") as raised:
         data.read(path, LETTERS, strict=True)
     assert str(raised.value) == report.bad[0]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.json.gz", "a.jsonl.gz"])
+def test_a_list_of_records_and_compressed_files(tmp_path: Path, name: str) -> None:
+    records = [{"text": "ab"}, {"text": "c"}]
+    given = (
+        json.dumps(records, indent=1) if ".jsonl" not in name else lines(tmp_path / "b", *records).read_text()
+    )
+    raw = given.encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    found, report = data.read(tmp_path / name, LETTERS)
+    assert [item.tokens.tolist() for item in found] == [[*ids("ab"), END], [*ids("c"), END]]
+    assert (report.entries, report.bad) == (2, ())
+    source = data.stream(tmp_path / name, LETTERS, 3, 1, order="given", block=1)
+    position, rows = source.next(source.init())
+    assert rows.tokens.tolist() == [[*ids("ab"), END]]
+    assert source.next(position)[1].tokens[0, :2].tolist() == [*ids("c"), END]
+
+
+def test_a_folder_and_half_a_list_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder: name the files in it"):
+        data.read(tmp_path, LETTERS)
+    (tmp_path / "a.json").write_text('[{"text": "a"},')
+    with pytest.raises(ValueError, match="begins a JSON list and is none"):
+        data.read(tmp_path / "a.json", LETTERS)
 
 
 def test_many_bad_lines_are_one_line(tmp_path) -> None:
@@ -301,12 +389,25 @@ def test_sequential_is_one_stream_cut_into_rows(lengths: list[int], length: int)
 
 def test_long_documents_are_dropped_by_choice_and_counted() -> None:
     items = documents([3, 9, 4, 10])
-    with pytest.warns(UserWarning, match="2 of 4 documents dropped: longer than 8"):
+    with pytest.warns(UserWarning, match="2 of 4 documents dropped: longer than length = 8"):
         rows, counts = data.pack(items, 8, long="drop")
     assert counts == (4, 0, 2, 1, 7)
     assert rows.tokens.tolist() == [[0, 1, 2, 2000, 2001, 2002, 2003, 0]]
     with pytest.raises(ValueError, match="none of 1 documents fits into length = 8"):
         data.pack(documents([9]), 8, long="drop")
+
+
+def test_what_has_a_prompt_is_not_cut_from_it() -> None:
+    pair = {"prompt": "abcdefgh", "completion": "ij"}
+    records = [pair, {"prompt": "ab", "completion": "c"}, {"text": "abcdefghij"}]
+    items = [data.example(record, LETTERS) for record in records]
+    with pytest.warns(UserWarning, match="1 of 3 documents dropped: longer than length = 8"):
+        rows, counts = data.pack(items, 8)
+    assert (counts.split, counts.dropped) == (1, 1)
+    assert (rows.segments > 0).sum() == 4 + 11
+    with pytest.raises(ValueError, match="none of 1 documents fits into length = 8: take a length of 11"):
+        data.pack(items[:1], 8)
+    assert data.pack(items[:1], 8, long="split")[1].split == 1
 
 
 @pytest.mark.parametrize(
@@ -551,7 +652,10 @@ def test_the_order_of_a_stream_is_fixed_for_ever(tmp_path) -> None:
 def test_streams_count_what_they_leave_out(tmp_path) -> None:
     path = lines(tmp_path / "x.jsonl", {"text": "a"}, {"text": ""}, {"text": "0123456789"}, {"text": "b"})
     source = data.stream(path, LETTERS, 4, 2, long="drop", order="given")
-    with pytest.warns(UserWarning, match=r"1 of 4 entries left out: .*x.jsonl:2: empty text"):
+    with (
+        pytest.warns(UserWarning, match=r"1 of 4 entries left out: .*x.jsonl:2: empty text"),
+        pytest.warns(UserWarning, match="1 of 3 documents dropped: longer than length = 4"),
+    ):
         position, rows = source.next(source.init())
     assert texts(rows) == ["a", "b", "a", "b"]  # one row holds both; two epochs
     assert (position.epoch, position.bad, position.dropped, position.split) == (2, 2, 2, 0)

@@ -407,7 +407,7 @@ def put(array: np.ndarray, place: Any, value: Any) -> np.ndarray:
         ({"settings": Sampling(repetition_penalty=0)}, "repetition_penalty = 0: must be above 0"),
         ({"settings": Sampling(max_new_tokens=0)}, "max_new_tokens = 0"),
         ({"settings": Sampling(loop="for")}, "must be one of while, scan"),  # pyright: ignore
-        ({"settings": Sampling(max_new_tokens=36)}, "a prompt of 5 tokens and 36 new ones.*40 positions"),
+        ({"settings": Sampling(max_new_tokens=37)}, "a prompt of 5 tokens and 37 new ones.*40 positions"),
         ({"prompt": PROMPT[:, :0], "valid": VALID[:, :0]}, r"shape \(3, 0\)"),
         ({"valid": put(VALID, 2, False)}, "prompt 2 has no valid token"),
         ({"valid": put(VALID, (1, 4), False)}, "prompt 1 has padding after a token"),
@@ -423,6 +423,24 @@ def test_bad_input_is_one_clear_line(change: dict[str, Any], complaint: str) -> 
     with pytest.raises(ValueError, match=complaint) as error:
         generate(BAG, params_of(BAG), **given)
     assert "\n" not in str(error.value)
+
+
+def test_the_last_position_is_used() -> None:
+    """Of T new tokens the last is read by nothing: P + T − 1 positions are enough."""
+    longer, full = (
+        transformer(TransformerConfig(V, 16, 24, 4, (Layer(None),), positions="learned", max_positions=size))
+        for size in (16, 10)
+    )
+    params = params_of(longer)
+    short = {**params, "position_embedding": params["position_embedding"][:10]}
+    settings = Sampling(temperature=0.0, max_new_tokens=6)
+    wanted = generated(longer, params, KEY, PROMPT, VALID, settings).tokens
+    np.testing.assert_array_equal(generated(full, short, KEY, PROMPT, VALID, settings).tokens, wanted)
+    assert list(stream(full, short, KEY, PROMPT[1].tolist(), settings)) == wanted[1].tolist()
+    many = decode_many(full, short, KEY, [PROMPT[1].tolist()], settings, batch=1)
+    assert many[0].tokens.tolist() == wanted[1].tolist()
+    with pytest.raises(ValueError, match="a prompt of 5 tokens and 7 new ones, for a model of 10 positions"):
+        stream(full, short, KEY, PROMPT[1].tolist(), Sampling(max_new_tokens=7))
 
 
 def test_bad_input_of_the_other_functions() -> None:

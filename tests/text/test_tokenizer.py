@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 import rljax
 from rljax import text
 from rljax.text import huggingface
-from rljax.text.pieces import load_pieces, pieces_tokenizer
+from rljax.text.data import examples
+from rljax.text.pieces import load_pieces, pieces_tokenizer, write_json
 from rljax.text.tokenizer import choose_pad
 
 SHARED = Path(rljax.__file__).parents[2] / "shared" / "data"
@@ -275,6 +276,22 @@ def test_pieces_are_saved_as_llama2c_reads_them(tmp_path) -> None:
         text.load_tokenizer(tmp_path)
 
 
+def test_pieces_are_written_for_transformers(tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pieces, scores = pieces_of(0)
+    scores = [score - token / 1e4 for token, score in enumerate(scores)]  # no two equal: no ties to break
+    first = pieces_tokenizer(pieces, scores, "toy")
+    first.save(tmp_path)
+    write_json(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    again = text.load_tokenizer(tmp_path)
+    for string in ("abba é ü", "a", " cab  bac", "ccabaacb éabc"):
+        ids = first.encode(string, add_special_tokens=True)
+        assert theirs.encode(string) == again.encode(string, add_special_tokens=True) == ids
+        assert again.decode(ids[1:]) == string
+    assert (again.eos_id, again.bos_id, again.vocab_size) == (2, 1, len(pieces))
+
+
 @pytest.mark.skipif(not STORIES.is_dir(), reason="stories260K lies in ../shared/data, which is absent")
 def test_the_tokenizer_of_stories260k() -> None:
     tokenizer = text.load_tokenizer(STORIES)
@@ -400,11 +417,11 @@ def said(tokenizer: text.Tokenizer, chat: text.Chat) -> list[str]:
 
 
 CHAT_TEMPLATES = {
-    "Qwen-Qwen2.5-7B-Instruct": ["Hello! 2+2=4<|im_end|>\n", "6<|im_end|>\n"],
+    "Qwen-Qwen2.5-7B-Instruct": ["Hello! 2+2=4<|im_end|>", "6<|im_end|>"],
     "google-gemma-2-2b-it": ["Hello! 2+2=4<end_of_turn>\n", "6<end_of_turn>\n"],
     "meta-llama-Llama-3.1-8B-Instruct": ["Hello! 2+2=4<|eot_id|>", "6<|eot_id|>"],
     "microsoft-Phi-3.5-mini-instruct": ["Hello! 2+2=4<|end|>\n", "6<|end|>\n<|im_end|>"],
-    "": ["Hello! 2+2=4<|im_end|>\n", "6<|im_end|>\n"],  # MiniMind's own
+    "": ["Hello! 2+2=4<|im_end|>", "6<|im_end|>"],  # MiniMind's own
 }
 
 
@@ -474,8 +491,18 @@ def test_a_last_turn_that_is_written_otherwise(chatml) -> None:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     tokenizer = text.load_tokenizer(chatml, chat_template=template)
-    right = ["Hello! 2+2=4<|im_end|>\n", "<think>\n\n</think>\n\n6<|im_end|>\n"]
+    right = ["Hello! 2+2=4<|im_end|>", "<think>\n\n</think>\n\n6<|im_end|>"]
     assert said(tokenizer, tokenizer.chat(TALK)) == right
+
+
+def test_the_line_break_after_a_turn_is_the_templates_and_an_assistant_may_open(chatml) -> None:
+    tokenizer = text.load_tokenizer(chatml)
+    assert said(tokenizer, tokenizer.chat(TALK)) == ["Hello! 2+2=4<|im_end|>", "6<|im_end|>"]
+    first = tokenizer.chat(TALK[1:])
+    assert said(tokenizer, first) == ["Hello! 2+2=4<|im_end|>", "6<|im_end|>"]
+    assert tokenizer.decode(first.tokens).startswith("<|im_start|>assistant\nHello!")
+    assert tokenizer.template
+    assert examples.turn_end(tokenizer) == tokenizer.encode("<|im_end|>")[0]
 
 
 def test_tokens_are_those_of_transformers(chatml) -> None:

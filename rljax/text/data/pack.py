@@ -20,7 +20,8 @@ from rljax.text.data.read import Documents, Report, read
 from rljax.text.tokenizer import Tokenizer
 
 Packing = Literal["first_fit", "sequential"]
-Long = Literal["split", "drop"]
+Long = Literal["auto", "split", "drop"]
+LONG = ("auto", "split", "drop")
 
 
 class Packed(NamedTuple):
@@ -60,7 +61,7 @@ def load(
     loss: Loss = "completion",
     documents: Documents = "file",
     packing: Packing = "first_fit",
-    long: Long = "split",
+    long: Long = "auto",
     strict: bool = False,
 ) -> Loaded:
     """All of `source` (see `read`), packed (see `pack`), as arrays on the device.
@@ -78,29 +79,36 @@ def pack(
     pad_id: int = 0,
     *,
     packing: Packing = "first_fit",
-    long: Long = "split",
+    long: Long = "auto",
 ) -> tuple[Packed, Counts]:
     """Documents into rows of `length` tokens (numpy arrays).
 
     packing="first_fit": each goes whole into the first row that has room for it; what is left of a row is
     padding. "sequential": one after the other, cut where a row ends, so only the last row has padding: the
     way of pretraining, where the rest of a document is learned without its beginning. A document longer than
-    `length` is cut into pieces (long="split"), which lose what stood before them, or left out ("drop"), and
-    counted; what is dropped is told in a warning.
+    `length` is cut into pieces (long="split"), which lose what stood before them, or left out ("drop");
+    "auto" splits plain text, and drops what has a prompt, of which a piece teaches nothing. Both are counted;
+    what is dropped is told in a warning.
 
     Raises: ValueError where `length` is below 2 or no document is left.
     """
     if length < 2:
         raise ValueError(f"length = {length}: must be at least 2, as the first token of a row is not learned")
-    for name, value, known in (("packing", packing, PACKINGS), ("long", long, ("split", "drop"))):
+    for name, value, known in (("packing", packing, PACKINGS), ("long", long, LONG)):
         if value not in known:
             raise ValueError(f"{name} = {value!r}: must be one of {', '.join(known)}")
-    kept = [item for item in examples if long == "split" or len(item.tokens) <= length]
+    kept = [item for item in examples if fits(item, length, long)]
     dropped = len(examples) - len(kept)
     if not kept:
-        raise ValueError(f"none of {len(examples)} documents fits into length = {length}: take long='split'")
+        longest = max((len(item.tokens) for item in examples), default=0)
+        raise ValueError(
+            f"none of {len(examples)} documents fits into length = {length}: take a length of {longest}, or "
+            "long='split'"
+        )
     if dropped:
-        warnings.warn(f"{dropped} of {len(examples)} documents dropped: longer than {length}", stacklevel=2)
+        warnings.warn(
+            f"{dropped} of {len(examples)} documents dropped: longer than length = {length}", stacklevel=2
+        )
 
     places = list(PACKINGS[packing]([len(item.tokens) for item in kept], length))
     rows = 1 + max(row for _, _, _, row, _ in places)
@@ -120,6 +128,11 @@ def pack(
     split = sum(number > 1 for number in pieces)
     total = int((segments > 0).sum())
     return Packed(tokens, segments, mask), Counts(len(examples), split, dropped, rows, total)
+
+
+def fits(item: Example, length: int, long: Long) -> bool:
+    """Whether a document is learnt, in one row or in pieces."""
+    return len(item.tokens) <= length or long == "split" or (long == "auto" and not item.whole)
 
 
 Place = tuple[int, int, int, int, int]  # document, from its token, to its token, row, column

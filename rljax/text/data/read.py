@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,8 +51,9 @@ def read(
 ) -> tuple[list[Example], Report]:
     """All documents of `source` as tokens.
 
-    `source`: one file or a list of files, JSON lines (.jsonl; see `example` for their keys) or plain text
-    (.txt, where a document is the whole file, a line, or a paragraph); or any iterable of records, such as a
+    `source`: one file or a list of files, plain or .gz, JSON lines or a JSON list (.jsonl, .json; see
+    `example` for their keys) or plain text (.txt, where a document is the whole file, a line, or a
+    paragraph); or any iterable of records, such as a
     list of dicts or a `datasets.Dataset`. A line that cannot be used is left out and named in one warning;
     `strict` raises at the first. Lines of white space alone are no records.
 
@@ -110,17 +112,57 @@ def sources(source: Any) -> list[Source]:
 
 def _file(path: str | Path) -> Path:
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix not in JSON_LINES + PLAIN_TEXT:
+    there(path)
+    if suffix(path) not in JSON_LINES + PLAIN_TEXT:
         known = ", ".join(JSON_LINES + PLAIN_TEXT)
         raise ValueError(f"{path}: what is in it is told by its name, which must end in one of {known}")
     return path
 
 
+def there(path: Path) -> None:
+    """Raises: FileNotFoundError where there is no file; ValueError where it is a folder."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the files in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+
+
+def suffix(path: str | Path) -> str:
+    """What the name of a file ends with, compressed or not."""
+    return Path(Path(path).name.removesuffix(".gz")).suffix
+
+
+def opened(path: Path) -> Any:
+    """The bytes of a file, plain or .gz."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def listed(path: Path) -> list[Any] | None:
+    """The records of a file that is one JSON list; None of another. Raises: ValueError."""
+    if suffix(path) not in JSON_LINES:
+        return None
+    with opened(path) as file:
+        first = file.readline().removeprefix(b"\xef\xbb\xbf").strip()
+        if not first.startswith(b"["):
+            return None
+        try:  # a line that is a list by itself is one of many, unless the name says that there is one
+            if isinstance(json.loads(first), list) and suffix(path) != ".json":
+                return None
+        except ValueError:
+            pass
+        file.seek(0)
+        try:
+            found = json.loads(file.read().removeprefix(b"\xef\xbb\xbf"))
+        except ValueError as error:
+            raise ValueError(f"{path} begins a JSON list and is none ({error})") from error
+    return found
+
+
 def describe(source: Any) -> str:
-    """The name of a file; of others what they are."""
-    return str(source) if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    """The names of files; of others what they are."""
+    several = source if isinstance(source, list | tuple) else [source]
+    named = bool(several) and all(isinstance(part, str | Path) for part in several)
+    return ", ".join(map(str, several)) if named else f"a {type(source).__name__}"
 
 
 def walk(source: Source, documents: Documents, offset: int = 0, line: int = 0) -> Iterator[Entry]:
@@ -132,12 +174,16 @@ def walk(source: Source, documents: Documents, offset: int = 0, line: int = 0) -
         for index in range(offset, len(source)):
             yield Entry(f"entry {index}", source[index], index + 1, index + 1)
         return
-    with source.open("rb") as file:
+    if (records := listed(source)) is not None:
+        for index in range(offset, len(records)):
+            yield Entry(f"{source}: record {index}", records[index], index + 1, index + 1)
+        return
+    with opened(source) as file:
         size = file.seek(0, 2)
         if offset > size or (offset and file.seek(offset - 1) and file.read(1) != b"\n" and offset != size):
             raise ValueError(f"{source} has changed: no line begins at byte {offset}, where reading stopped")
         file.seek(offset)
-        kind = "line" if source.suffix in JSON_LINES else documents
+        kind = "line" if suffix(source) in JSON_LINES else documents
         if kind == "file":
             if raw := file.read():
                 yield Entry(f"{source}:{line + 1}", raw, size, line + raw.count(b"\n"))
@@ -164,7 +210,7 @@ def parse(entry: Entry) -> Any:
         text = entry.raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte 0x{entry.raw[error.start]:02x})") from error
-    if place.suffix not in JSON_LINES:
+    if suffix(place) not in JSON_LINES:
         return {"text": text}
     try:
         return json.loads(text)

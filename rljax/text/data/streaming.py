@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from rljax.text.data.examples import Loss, example
-from rljax.text.data.pack import Long, Packed, Packing, pack
+from rljax.text.data.pack import Long, Packed, Packing, fits, pack
 from rljax.text.data.read import Documents, Report, complaint, describe, parse, sources, walk
 from rljax.text.tokenizer import Tokenizer
 from rljax.types import Array, Feed, PyTree
@@ -80,7 +80,7 @@ def stream(
     loss: Loss = "completion",
     documents: Documents = "line",
     packing: Packing = "first_fit",
-    long: Long = "split",
+    long: Long = "auto",
     strict: bool = False,
 ) -> Stream:
     """Batches of packed rows from one or several files (see `read`), or from a sequence that can be indexed,
@@ -135,10 +135,12 @@ def stream(
         if file == len(parts):
             following = following._replace(epoch=start.epoch + 1, file=0, block=0)
         following = following._replace(bad=start.bad + len(bad))
-        if long == "drop":
-            kept = [item for item in examples if len(item.tokens) <= length]
-            following = following._replace(dropped=start.dropped + len(examples) - len(kept))
-            examples = kept
+        kept = [item for item in examples if fits(item, length, long)]
+        following = following._replace(dropped=start.dropped + len(examples) - len(kept))
+        if len(kept) < len(examples) and start.epoch == 0:
+            told = f"{len(examples) - len(kept)} of {len(examples)} documents dropped: longer than length = "
+            warnings.warn(f"{told}{length}", stacklevel=4)
+        examples = kept
         if not examples:
             return _Block(None, following)
         shuffled = [

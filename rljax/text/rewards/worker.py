@@ -50,7 +50,7 @@ def serve(connection: Connection) -> None:
         try:
             calls = connection.recv()
         except EOFError:  # what the function started ends with us
-            os.killpg(0, signal.SIGKILL)
+            return os.killpg(0, signal.SIGKILL)
         except BaseException as error:
             connection.send(("broken", told(error)))
             return

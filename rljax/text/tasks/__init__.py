@@ -65,7 +65,8 @@ def make(name: str, **arguments: Any) -> Problem:
         raise ValueError(f"the task {name} reads files: pass data=PATH")
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
     plain.pop("tokenizer", None)
-    return TASKS[name](**arguments)._replace(arguments={"name": name, **plain})
+    made = TASKS[name](**arguments)._replace(arguments={"name": name, **plain})
+    return made._replace(made=made)
 
 
 def _check(name: str, argument: str, value: Any, default: Any) -> None:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from rljax.text.tokenizer import Tokenizer, same_vocabulary
+
 Drawn = TypeVar("Drawn")
 
 TRIES = 50  # draws for each record that is asked for, before there are no more
@@ -39,6 +41,11 @@ def distinct(
         f"the task {name}: only {len(found)} different prompts were found of the {count} of train and "
         "held_out: ask for fewer, or for longer ones"
     )
+
+
+def not_own(tokenizer: Tokenizer | None, own: Tokenizer) -> Tokenizer | None:
+    """The tokenizer that a task is to be written with; None where there is none, or it is the task's own."""
+    return None if tokenizer is None or same_vocabulary(tokenizer, own) else tokenizer
 
 
 def check_symbols(name: str, symbols: str, marks: str) -> None:

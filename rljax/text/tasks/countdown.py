@@ -10,7 +10,7 @@ import numpy as np
 
 from rljax.text.problem import Problem, problem
 from rljax.text.rewards import of_text, of_tokens
-from rljax.text.tasks.build import at_least, distinct
+from rljax.text.tasks.build import at_least, distinct, not_own
 from rljax.text.tasks.expressions import CHARACTERS, LARGEST, evaluate, kinds, value_of, write
 from rljax.text.tokenizer import Tokenizer, character_tokenizer
 from rljax.types import Array, PyTree, Reward
@@ -59,6 +59,7 @@ def countdown(
 
     records = distinct("countdown", train + held_out, draw, _question)
     own = character_tokenizer(CHARACTERS + ",=>")
+    tokenizer = not_own(tokenizer, own)
     longest = numbers * len(str(largest)) + 3 * (numbers - 1) + 1
     return problem(
         "countdown",

@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rljax.text.byte_pairs import byte_pair_tokenizer
-from rljax.text.data.examples import begun, ended
-from rljax.text.data.read import Report
+from rljax.text.data.examples import turns
+from rljax.text.data.read import Report, listed, opened, there
 from rljax.text.tokenizer import Tokenizer
 
 Understood = TypeVar("Understood")
 
 
 def collect(path: Path, understand: Callable[[str], Understood]) -> list[Understood]:
-    """`understand(line)` of all lines of a file (.gz or not) that are not empty, where it raises
-    no ValueError; those others are counted and told in one warning.
+    """`understand(line)` of all lines of a file (.gz or not) that are not empty, or of all records of one
+    that is a JSON list, where it raises no ValueError; those others are counted and told in one warning.
 
     Raises: FileNotFoundError; ValueError where no line is good.
     """
@@ -47,10 +47,12 @@ def collect(path: Path, understand: Callable[[str], Understood]) -> list[Underst
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    there(path)
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        if (records := listed(path)) is not None:
+            yield from ((number, json.dumps(record).encode()) for number, record in enumerate(records, 1))
+            return
+        with opened(path) as file:
             for number, raw in enumerate(file, 1):
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
     except (EOFError, gzip.BadGzipFile) as error:
@@ -92,9 +94,9 @@ def held(groups: Sequence[str], held_out: float, folds: int, fold: int, seed: in
 
 
 def own_tokenizer(name: str, texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """Byte pairs of `texts`. Raises: ValueError where they have not as many as `vocab_size`."""
+    """At most `vocab_size` byte pairs of `texts`: as many as they have. Raises: ValueError."""
     try:
-        return byte_pair_tokenizer(texts, vocab_size)
+        return byte_pair_tokenizer(texts, vocab_size, fewer=True)
     except ValueError as error:
         raise ValueError(f"the task {name}: {error}") from error
 
@@ -108,13 +110,14 @@ def short(
     name: str,
     tokenizer: Tokenizer,
     records: Sequence[Understood],
-    texts: Callable[[Understood], tuple[str, Sequence[str]]],
+    texts: Callable[[Understood], tuple[Any, Sequence[Any], Mapping[str, Any]]],
     prompt_length: int,
     completion_length: int,
 ) -> list[Understood]:
     """The records of which the prompt and all completions, stop token included, are within these lengths.
 
-    `texts(record)`: (prompt, completions). Those dropped are counted in a warning.
+    `texts(record)`: (prompt, completions, arguments of the chat template), the first two strings or messages.
+    Those dropped are counted in a warning.
 
     Raises: ValueError where none is left.
     """
@@ -125,9 +128,10 @@ def short(
         )
     kept = []
     for record in records:
-        prompt, completions = texts(record)
-        longest = max(len(ended(tokenizer, tokenizer.encode(each))) for each in completions)
-        if len(begun(tokenizer, prompt)) <= prompt_length and longest <= completion_length:
+        prompt, completions, arguments = texts(record)
+        encoded = [turns(tokenizer, prompt, completion, **arguments) for completion in completions]
+        longest = max(len(completion) for _, completion in encoded)
+        if len(encoded[0][0]) <= prompt_length and longest <= completion_length:
             kept.append(record)
     dropped = len(records) - len(kept)
     told = f"the task {name}: {dropped} of {len(records)} records longer than {prompt_length} + "

@@ -6,6 +6,7 @@ import re
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rljax.text.data.examples import string
 from rljax.text.problem import Problem, problem
@@ -17,7 +18,7 @@ MARK = "####"
 CALCULATOR = re.compile(r"<<[^>]*>>")
 FILES = ("train.jsonl", "test.jsonl")
 
-Record = dict[str, str]
+Record = dict[str, Any]
 
 
 def gsm8k(
@@ -25,6 +26,7 @@ def gsm8k(
     data: str | Path,
     template: str = "Question: {question}\nAnswer:",
     calculator: bool = False,
+    chat: bool = False,
     prompt_length: int = 256,
     completion_length: int = 256,
     vocab_size: int = 2048,
@@ -36,8 +38,9 @@ def gsm8k(
 
     `data` is a folder with train.jsonl and test.jsonl (held out), or one file of lines {"question",
     "answer"} of which `held_out` is held out. The answer's text is the demonstration, without the marks of
-    its `calculator` if that is False. Without a `tokenizer` byte pairs of the training text are the
-    vocabulary, `vocab_size` of them.
+    its `calculator` if that is False. With `chat` the prompt is a message of the user's, the question alone,
+    as instruct models read it. Without a `tokenizer` byte pairs of the training text are the vocabulary, at
+    most `vocab_size` of them.
 
     Raises: FileNotFoundError; ValueError. Warns of lines that are no such records, of questions that are in
     both files (which are not learnt from), and of those dropped as longer than the lengths, in tokens.
@@ -45,23 +48,27 @@ def gsm8k(
     path = Path(data).expanduser()
     if "{question}" not in template:
         raise ValueError(f"the task gsm8k: template = {template!r}: must hold {{question}}")
-    understand = partial(_record, template=template, calculator=calculator)
+    understand = partial(_record, template=template, calculator=calculator, chat=chat)
     if path.is_dir():
         learn, test = (collect(path / name, understand) for name in FILES)
-        asked = {record["prompt"] for record in test}
-        if both := sum(record["prompt"] in asked for record in learn):
+        asked = {str(record["prompt"]) for record in test}
+        if both := sum(str(record["prompt"]) in asked for record in learn):
             warnings.warn(f"the task gsm8k: {both} questions of {FILES[0]} are in {FILES[1]}", stacklevel=3)
-        learn = [record for record in learn if record["prompt"] not in asked]
+        learn = [record for record in learn if str(record["prompt"]) not in asked]
     else:
         found = collect(path, understand)
-        out = held([record["prompt"] for record in found], held_out, 0, 0, seed)
+        out = held([str(record["prompt"]) for record in found], held_out, 0, 0, seed)
         learn = [record for record, is_out in zip(found, out, strict=True) if not is_out]
         test = [record for record, is_out in zip(found, out, strict=True) if is_out]
+    if tokenizer is None and chat:
+        raise ValueError(
+            "the task gsm8k: chat = True: begin with a model whose tokenizer has a chat template"
+        )
     if tokenizer is None:
         texts = [record["prompt"] + record["completion"] for record in learn]
         tokenizer = own_tokenizer("gsm8k", texts, vocab_size)
     remembering = remembers(tokenizer)
-    parts = lambda record: (record["prompt"], [record["completion"]])
+    parts = lambda record: (record["prompt"], [record["completion"]], {})
     fits = lambda some: short("gsm8k", remembering, some, parts, prompt_length, completion_length)
     learn, test = fits(learn), fits(test)
     made = problem(
@@ -72,15 +79,16 @@ def gsm8k(
     return made._replace(tokenizer=tokenizer)
 
 
-def _record(line: str, template: str, calculator: bool) -> Record:
+def _record(line: str, template: str, calculator: bool, chat: bool) -> Record:
     record = parse(line)
     question, answer = string(record, "question"), string(record, "answer")
     if MARK not in answer or number(answer) is None:
         raise ValueError(f"its answer has no number after {MARK}")
     if not calculator:
         answer = CALCULATOR.sub("", answer)
+    prompt = [{"role": "user", "content": question}] if chat else template.replace("{question}", question)
     return {
-        "prompt": template.replace("{question}", question),
-        "completion": " " + answer,
+        "prompt": prompt,
+        "completion": answer if chat else " " + answer,
         "answer": answer.rpartition(MARK)[2].strip(),
     }

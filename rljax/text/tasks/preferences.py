@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.text.data.examples import ended, string
+from rljax.text.data.examples import string, template_arguments, turns
 from rljax.text.problem import Problem, problem, ragged
 from rljax.text.tasks.files import collect, held, own_tokenizer, parse, remembers, short
 from rljax.text.tokenizer import Tokenizer
@@ -22,10 +23,11 @@ TURN = "\n\nAssistant:"
 class Judgement(NamedTuple):
     """One prompt and its completions, the best first."""
 
-    prompt: str
-    completions: tuple[str, ...]
+    prompt: Any  # a string, or messages
+    completions: tuple[Any, ...]
     weight: float
     margin: float
+    arguments: Mapping[str, Any]  # of the chat template
 
 
 def preferences(
@@ -45,14 +47,16 @@ def preferences(
     `data` is a file of JSON lines (.jsonl or .jsonl.gz), each one of
 
         {"chosen": dialogue, "rejected": dialogue}      the same up to the last "\\n\\nAssistant:", the prompt
-        {"prompt", "chosen", "rejected"}                strings
-        {"prompt", "completions": [the best, ...]}      two or more strings, as many in each line
+        {"chosen": messages, "rejected": messages}      the same up to the last turn, the assistant's
+        {"prompt", "chosen", "rejected"}                strings, or messages
+        {"prompt", "completions": [the best, ...]}      two or more of them, as many in each line
 
-    the last two with numbers "weight" (default 1) and "margin" (0) where they are known. `held_out` of the
+    all with numbers "weight" (default 1) and "margin" (0) where they are known. `held_out` of the
     different prompts are held out, or with `folds` those of one `fold` (0 to folds − 1) for cross-validation;
     judgements of one prompt stay together. There is no reward: algorithms learn from the preferences, `sft`
-    from the best completions, `pretrain` from those after their prompts. Without a `tokenizer` byte pairs of
-    the whole file are the vocabulary, `vocab_size` of them, the same in each fold.
+    from the best completions, `pretrain` from those after their prompts. Completions are padded to the
+    longest of them. Without a `tokenizer` byte pairs of the whole file are the vocabulary, at most
+    `vocab_size` of them, the same in each fold; messages need one with a chat template.
 
     Raises: FileNotFoundError; ValueError, also where lines differ in the number of completions. Warns of
     lines that are no such records and of those dropped as longer than the lengths, in tokens.
@@ -66,24 +70,28 @@ def preferences(
         )
     if tokenizer is None:
         everything = [text for judgement in found for text in (judgement.prompt, *judgement.completions)]
+        if any(not isinstance(text, str) for text in everything):
+            raise ValueError(
+                f"the task preferences: {data} has messages: begin with a model whose tokenizer has a chat "
+                "template"
+            )
         tokenizer = own_tokenizer("preferences", everything, vocab_size)
     remembering = remembers(tokenizer)
-    parts = lambda judgement: (judgement.prompt, judgement.completions)
+    parts = lambda judgement: (judgement.prompt, judgement.completions, judgement.arguments)
     found = short("preferences", remembering, found, parts, prompt_length, completion_length)
-    out = held([judgement.prompt for judgement in found], held_out, folds, fold, seed)
+    out = held([str(judgement.prompt) for judgement in found], held_out, folds, fold, seed)
     found = [found[place] for place in np.argsort(out, kind="stable")]
-    records = [{"prompt": judgement.prompt, "completion": judgement.completions[0]} for judgement in found]
+    arguments = lambda each: {"chat_template_kwargs": each.arguments} if each.arguments else {}
+    records = [{"prompt": each.prompt, "completion": each.completions[0]} | arguments(each) for each in found]
     number = int(out.sum())
-    made = problem("preferences", remembering, records, (), max_new_tokens=completion_length, held_out=number)
-    tokens = _tokens(remembering, found, completion_length)
+    tokens = _tokens(remembering, found)
+    made = problem("preferences", remembering, records, (), max_new_tokens=tokens.shape[2], held_out=number)
     column = lambda values: jnp.asarray(np.array(values, np.float32))
     weight = column([judgement.weight for judgement in found])
     margin = column([judgement.margin for judgement in found])
     rows = [(tokens[part], weight[part], margin[part]) for part in (slice(-number), slice(-number, None))]
-    texts = [
-        [*remembering.encode(judgement.prompt), *row[row >= 0]]
-        for judgement, row in zip(found, np.asarray(tokens[:, 0]), strict=True)
-    ]
+    best = [turns(remembering, each.prompt, each.completions[0], **each.arguments) for each in found]
+    texts = [prompt + completion for prompt, completion in best]
     text = lambda some: jnp.asarray(np.concatenate(some), jnp.int32)
     return made._replace(
         tokenizer=tokenizer,
@@ -95,10 +103,15 @@ def preferences(
     )
 
 
-def _tokens(tokenizer: Tokenizer, found: Sequence[Judgement], length: int) -> Any:
-    """(N, K, T) of all completions with their stop tokens, −1 after them."""
-    rows = [ended(tokenizer, tokenizer.encode(text)) for judgement in found for text in judgement.completions]
-    return jnp.asarray(ragged(rows, length).reshape(len(found), -1, length))
+def _tokens(tokenizer: Tokenizer, found: Sequence[Judgement]) -> Any:
+    """(N, K, T) of all completions with their stop tokens, −1 after them; T is that of the longest."""
+    rows = [
+        turns(tokenizer, each.prompt, completion, **each.arguments)[1]
+        for each in found
+        for completion in each.completions
+    ]
+    tokens = ragged(rows)
+    return jnp.asarray(tokens.reshape(len(found), -1, tokens.shape[1]))
 
 
 def _judgement(line: str) -> Judgement:
@@ -109,22 +122,33 @@ def _judgement(line: str) -> Judgement:
         raise ValueError(f"weight = {extra[0]:g}: must be at least 0")
     if "completions" in record:
         texts = record["completions"]
-        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str) and t for t in texts):
+        if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str | list) for t in texts):
             raise ValueError("completions must be a list of two strings or more, none empty")
-        prompt, completions = string(record, "prompt"), tuple(texts)
+        prompt, completions = spoken(record, "prompt"), tuple(texts)
     elif "prompt" in record:
-        prompt = string(record, "prompt")
-        completions = string(record, "chosen"), string(record, "rejected")
+        prompt = spoken(record, "prompt")
+        completions = spoken(record, "chosen"), spoken(record, "rejected")
     else:
-        prompt, completions = _dialogues(string(record, "chosen"), string(record, "rejected"))
-    if any(not text.strip() for text in completions):
+        prompt, completions = _dialogues(spoken(record, "chosen"), spoken(record, "rejected"))
+    if any(not (text.strip() if isinstance(text, str) else text) for text in completions):
         raise ValueError("an empty completion")
-    if len(set(completions)) < len(completions):
+    if any(one == other for one, other in combinations(completions, 2)):
         raise ValueError("two of the completions are equal")
-    return Judgement(prompt, completions, *extra)
+    if isinstance(prompt, str) and not all(isinstance(text, str) for text in completions):
+        raise ValueError("completions of messages need a prompt of messages")
+    return Judgement(prompt, completions, *extra, template_arguments(record))
 
 
-def _dialogues(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
+def spoken(record: Mapping[str, Any], key: str) -> Any:
+    """The text or the messages under `key`. Raises: ValueError where there are none."""
+    return record[key] if isinstance(record.get(key), list) and record[key] else string(record, key)
+
+
+def _dialogues(chosen: Any, rejected: Any) -> tuple[Any, tuple[Any, Any]]:
+    if isinstance(chosen, list) or isinstance(rejected, list):
+        if not isinstance(chosen, list) or not isinstance(rejected, list) or chosen[:-1] != rejected[:-1]:
+            raise ValueError("the two conversations differ before the last turn")
+        return chosen[:-1], (chosen[-1:], rejected[-1:])
     (first, mark, good), (second, other, bad) = chosen.rpartition(TURN), rejected.rpartition(TURN)
     if not mark or not other:
         raise ValueError(f"a dialogue without {TURN!r}")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from rljax.text.problem import Problem, problem
-from rljax.text.rewards import exact_match
-from rljax.text.tasks.build import at_least, check_symbols, distinct
+from rljax.text.rewards import exact_match, exact_text
+from rljax.text.tasks.build import at_least, check_symbols, distinct, not_own
 from rljax.text.tokenizer import Tokenizer, character_tokenizer
 
 MARK = ">"
@@ -114,17 +114,21 @@ def _answers(
     demonstrations: int,
     tokenizer: Tokenizer | None,
 ) -> Problem:
-    """(prompt, completion) records of different prompts, rewarded where the completion is that one."""
+    """(prompt, completion) records of different prompts, rewarded where the completion is that one: in tokens
+    that are characters, or where a `tokenizer` may write one text in several ways, as text.
+    """
     records = [
         {"prompt": prompt, "completion": completion}
         for prompt, completion in distinct(name, train + held_out, draw, lambda drawn: drawn[0])
     ]
+    characters_of = character_tokenizer(characters)
+    tokenizer = not_own(tokenizer, characters_of)
     own = tokenizer is None
     return problem(
         name,
-        character_tokenizer(characters) if tokenizer is None else tokenizer,
+        characters_of if tokenizer is None else tokenizer,
         records,
-        exact_match(),
+        exact_match() if own else exact_text(),
         max_new_tokens=longest if own else None,
         held_out=held_out,
         demonstrated=demonstrations or None,

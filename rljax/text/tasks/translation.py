@@ -35,7 +35,7 @@ def translation(
     translates the other way. A sentence may have several translations, of which the nearest counts for the
     reward, and each is a demonstration to learn. Of the different sentences `held_out` (a share) are held
     out, each with one demonstration; `limit` takes so many lines (0: all). Without a `tokenizer` byte pairs
-    of the training text are the vocabulary, `vocab_size` of them.
+    of the training text are the vocabulary, at most `vocab_size` of them.
 
     Raises: FileNotFoundError; ValueError; ImportError without sacrebleu. Warns of lines that are no pairs
     and of those dropped as longer than the lengths, in tokens.
@@ -51,7 +51,7 @@ def translation(
         texts = [text for pair in learn for text in pair]
         tokenizer = own_tokenizer("translation", texts, vocab_size)
     remembering = remembers(tokenizer)
-    parts = lambda pair: (pair[0] + MARK, [pair[1]])
+    parts = lambda pair: (pair[0] + MARK, [pair[1]], {})
     fits = lambda some: short("translation", remembering, some, parts, prompt_length, completion_length)
     learn, new = fits(learn), fits(new)
     references: dict[str, list[str]] = {}
