@@ -96,7 +96,7 @@ class Metrics(NamedTuple):
     value_loss: Mean
     entropy: Mean
     kl: Mean  # k3 estimate of KL(π_old ‖ π)
-    clip_fraction: Mean
+    clip_fraction: Mean  # steps whose gradient the clip cuts off
     gradient_norm: Mean  # before clipping
 
 
@@ -208,8 +208,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             )
             ratio = jnp.exp(log_prob - batch.log_prob)
             kl = divergences.k3(batch.log_prob, log_prob)
-            clipped = (jnp.abs(ratio - 1) > clip).astype(jnp.float32)
-            return total, jnp.stack([policy_losses, value_losses, entropy, kl, clipped]).mean(axis=1)
+            cut = losses.without_gradient(ratio, advantage, clip).astype(jnp.float32)
+            return total, jnp.stack([policy_losses, value_losses, entropy, kl, cut]).mean(axis=1)
 
         def minibatch(carry: tuple, indices: Array) -> tuple[tuple, Array]:
             params, opt_state = carry

@@ -117,7 +117,7 @@ class Metrics(NamedTuple):
     kl: Mean  # see policy_loss.shown
     entropy: Mean
     ratio: Mean
-    clip_fraction: Mean
+    clip_fraction: Mean  # tokens whose gradient the clip cuts off
     step_kl: Mean
     drift: Mean
     policy_loss: Mean
@@ -223,7 +223,8 @@ def make(
         total, told = policy_loss.by_token(trained, *inputs, surrogate, config)
         errors = losses.VALUE_LOSSES[config.value_loss](value, extras.value, extras.target, config.value_clip)
         error = jnp.sum(weights * errors)
-        shown = policy_loss.shown(told, rows, total, 1 - config.clip, 1 + config.clip, extras.start)
+        cut = lambda ratio: losses.without_gradient(ratio, extras.advantage, config.clip)
+        shown = policy_loss.shown(told, rows, total, cut, extras.start)
         return total + config.value_coefficient * error, shown | {"value_loss": Mean(error, jnp.int32(0))}
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:

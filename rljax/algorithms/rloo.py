@@ -96,7 +96,7 @@ class Metrics(NamedTuple):
     kl: Mean  # see policy_loss.shown
     entropy: Mean
     ratio: Mean  # of a completion
-    clip_fraction: Mean
+    clip_fraction: Mean  # tokens whose gradient the clip cuts off
     step_kl: Mean
     drift: Mean
     policy_loss: Mean
@@ -166,8 +166,8 @@ def make(
         rows, weights = part
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_sequence(trained, params, hidden, rows, weights, loss, config)
-        bounds = 1 - config.clip, 1 + config.clip
-        return total, policy_loss.shown(told, rows, total, *bounds, rows.extras.start, _log_ratio)
+        cut = lambda ratio: losses.without_gradient(ratio, rows.extras.advantage, config.clip)
+        return total, policy_loss.shown(told, rows, total, cut, rows.extras.start, _log_ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         old, start = references(state, rollout)

@@ -206,7 +206,7 @@ def make(
         rows = rows._replace(extras=rows.extras._replace(demonstration=None, share=None))
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_token(trained, params, hidden, rows, weights, loss, config)
-        shown = policy_loss.shown(told, rows, total, 0.0, jnp.inf, rows.extras.start)
+        shown = policy_loss.shown(told, rows, total, jnp.zeros_like, rows.extras.start)
         likelihood = Mean.none()
         if config.mixing is not None:
             tokens = jnp.where(text >= 0, text, 0)

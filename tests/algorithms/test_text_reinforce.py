@@ -226,7 +226,7 @@ def short() -> Task:
             "num_prompts = 13: 2 times (oversampling) that must be at most the 24 prompts",
         ),
         (grpo, tasks.rewarded_task, {"oversampling": 2}, 'more than 1 needs groups = "resampled"'),
-        (grpo, tasks.rewarded_task, {"dual_clip": 0.5}, "dual_clip = 0.5: must be at least 1"),
+        (grpo, tasks.rewarded_task, {"dual_clip": 0.5}, "dual_clip = 0.5: must be above 1.2"),
         (grpo, tasks.rewarded_task, {"num_minibatches": 5}, "must divide the 12 completions of an update"),
         (text_reinforce, tasks.rewarded_task, {"mixing": 1.5}, "mixing = 1.5"),
         (grpo, tasks.text_task, {}, "the task count has no prompts"),
