@@ -158,6 +158,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     checks.number(config, "clip", "overlong_buffer", low=0, open_low=True)
     if config.clip_high is not None:
         checks.number(config, "clip_high", low=0)
@@ -165,11 +166,6 @@ def make(
     if config.dual_clip is not None:
         checks.number(config, "dual_clip", low=1 + high, open_low=True)  # no gradient is lost within the clip
     checks.count(config, "group_size", low=2)
-    checks.count(config, "oversampling")
-    choices = {"loss": LOSSES, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS}
-    choices |= {"groups": ("all", "varied", "resampled"), "overlong": ("kept", "masked", "penalty")}
-    for name, allowed in (choices | {"divergence": DIVERGENCES}).items():
-        checks.choice(config, name, allowed)
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
     if config.dual_clip is not None and config.loss == "cispo":

@@ -28,8 +28,8 @@ import optax
 from flax import struct
 
 from rljax import checks
+from rljax.envs import vector
 from rljax.math import losses, masked, returns, schedules
-from rljax.math.schedules import SCHEDULES
 from rljax.models import actor_critic, normalizer, policy_head
 from rljax.types import Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
@@ -111,20 +111,20 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     Raises: ValueError naming a field of `config`, its value and what would be right, or without a time limit.
     """
+    config = checks.fields(config)
     del frozen
-    checks.number(config, "learning_rate", "total_steps", low=0, open_low=True)
+    checks.rate(config, "learning_rate")
+    checks.number(config, "total_steps", low=0, open_low=True)
     checks.number(config, "discount", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
-    checks.choice(config, "baseline", BASELINES)
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "schedule", SCHEDULES)
+    checks.whitened(config, vector.rollout_size(env, config))
     length = env.max_steps
     if length is None:
         raise ValueError(f"{env.name}: REINFORCE needs a time limit; use rljax.envs.wrappers.time_limit")
     if config.num_steps < length:
         right = f"must be at least {length}, the time limit of {env.name}"
-        raise ValueError(f"reinforce.Config.num_steps = {config.num_steps}: {right}")
+        checks.complain(config, "num_steps", right)
     head = policy_head(env.action_space, config.action_distribution)
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution

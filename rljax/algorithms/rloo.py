@@ -121,9 +121,9 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     checks.number(config, "clip", low=0, open_low=True)
     checks.count(config, "group_size", low=2)
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)

@@ -134,7 +134,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
-    checks.choice(config, "baseline", BASELINES)
+    config = checks.fields(config)
     checks.number(config, "baseline_decay", low=0, high=1)
     checks.count(config, "group_size", low=2 if config.baseline == "leave_one_out" else 1)
     frozen = task.frozen if frozen is None else frozen

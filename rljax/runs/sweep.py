@@ -74,24 +74,27 @@ def sweep(
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
     """
-    chosen = record.options_from({"stop_on_nan": False} | options)
+    chosen = record.options_from({"stop_on_nan": False} | options, algorithm)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
     if setup.env.host:
         raise ValueError(
             f"{setup.env_name} lives on the host, one instance at a time: a sweep refuses it, use train"
         )
-    load.check_seed(seed, seeds)
+    numbers = load.numbers(seed, seeds)
+    seed, seeds = numbers[0], len(numbers)
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"grid is {checks.show(grid)}: must be a dict of Config fields and lists of values")
     for field, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"the sweep of {field} is over {checks.show(values)}: must be a list of values")
     grid = {field: list(values) for field, values in grid.items()}
-    run = None if out is None else Path(out)
+    run = None if out is None else folder.at(out)
     if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
         raise ValueError(f"{run} already holds a sweep or a run: choose another --out")
     if isinstance(setup.env, Task) and setup.env.problem is not None:
         start = problems.start_of(model, init, init_member, reward)
         check = lambda setup: plan(setup, grid, seeds, seed, network)
-        setup = begin(setup, start, warm_up, seed, out, chosen, check)
+        setup = begin(setup, start, warm_up, seed, run, chosen, check)
     elif model or any(each is not None for each in (init, warm_up, reward)):
         raise ValueError("init, model, warm_up and reward of a sweep are of tasks of text: leave them out")
     groups = plan(setup, grid, seeds, seed, network)
@@ -166,7 +169,7 @@ def plan(
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
     # a number that may be None, which leaves a step out of the program, is one program per value
-    whole = lambda field: field == LENGTH or None in grid[field]
+    whole = lambda field: field == LENGTH or any(value is None for value in grid[field])
     is_static = lambda field: whole(field) or not known[field].metadata.get("pytree_node", True)
     static = [field for field in grid if is_static(field)]
     leaves = [field for field in grid if not is_static(field)]

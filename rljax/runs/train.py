@@ -67,15 +67,17 @@ def train(
     while running,
         KeyboardInterrupt after Ctrl-C, with a final checkpoint written where there is a folder.
     """
-    chosen = options_from(options)
+    chosen = options_from(options, algorithm)
+    out, init = (None if path is None else folder.at(path) for path in (out, init))
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
     setup = load.setup(algorithm, env, config, steps, env_arguments or {})
-    numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    numbers = load.numbers(seed, seeds)
+    seed = numbers[0]
     cache: dict[Any, Any] = {}  # the program is compiled before the model that it begins with is trained
     spent = Seconds()
     if isinstance(setup.env, Task) and setup.env.problem is not None:
-        _free(None if out is None else Path(out), resume)
+        _free(out, resume)
         start = problems.start_of(model, init, init_member, reward)
 
         def check(setup: load.Setup) -> None:
