@@ -29,10 +29,11 @@ import jax
 import jax.numpy as jnp
 
 from rljax import checks
-from rljax.types import Array, Env, Key, PyTree
+from rljax.types import Array, Env, Key, PyTree, space_bytes
 
 ONGOING, TRUNCATED, TERMINATED = 0, 1, 2  # how a transition ends its episode
 NEVER = 2**30  # steps
+MOST_STEPS = 1000  # of an n-step return, whose steps are unrolled in the program
 
 
 class Ring(NamedTuple):
@@ -87,7 +88,8 @@ def make(config: Any, env: Env) -> Replay:
     Raises: ValueError naming the field that is wrong, or two that do not fit together.
     """
     checks.choice(config, "replay", KINDS)
-    checks.count(config, "buffer_size", "batch_size", "n_step", "num_envs", "learning_starts")
+    checks.count(config, "buffer_size", "batch_size", "num_envs", "learning_starts")
+    checks.count(config, "n_step", high=MOST_STEPS)
     checks.number(config, "discount", "priority_exponent", "importance_exponent", low=0, high=1)
     rows = config.num_envs * config.n_step
     if config.buffer_size < config.batch_size:
@@ -98,6 +100,9 @@ def make(config: Any, env: Env) -> Replay:
     if config.learning_starts < rows:
         right = f"must be at least num_envs x n_step = {rows}, or there is nothing to learn from"
         checks.complain(config, "learning_starts", right)
+    if config.buffer_size + 2 * rows > checks.INT32:
+        checks.complain(config, "buffer_size", f"must be below {checks.INT32 - 2 * rows}: places are int32")
+    checks.fits(config, "buffer_size", config.buffer_size * space_bytes(env.observation_space))
     return KINDS[config.replay](config, _gap(env))
 
 

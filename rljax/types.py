@@ -6,6 +6,8 @@ A actions, D features, S seeds (members of a sweep).
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,6 +40,11 @@ class Discrete:
     n: int
     dtype: Any = np.int32
 
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not hasattr(self.n, "__index__") or operator.index(self.n) < 1:
+            raise ValueError(f"Discrete: n = {self.n}: must be an integer of at least 1")
+        object.__setattr__(self, "n", operator.index(self.n))
+
     @property
     def shape(self) -> tuple[int, ...]:
         return ()
@@ -49,6 +56,11 @@ class MultiDiscrete:
 
     sizes: tuple[int, ...]
     dtype: Any = np.int32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sizes", _sizes("MultiDiscrete: sizes", self.sizes, 1))
+        if not self.sizes:
+            raise ValueError("MultiDiscrete: sizes = (): must hold at least one")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +80,9 @@ class Box:
     dtype: Any = np.float32
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", _sizes("Box: shape", self.shape, 0))
         for name in ("low", "high"):
+            _check_bound(name, getattr(self, name), self.shape)
             object.__setattr__(self, name, _bound(getattr(self, name), self.dtype))
 
     @property
@@ -88,8 +102,37 @@ def _bound(bound: Any, dtype: Any) -> Any:
     return np.where(none, np.copysign(np.inf, array), array)[()] if none.any() else bound
 
 
+def _sizes(what: str, values: Any, low: int) -> tuple[int, ...]:
+    """A list, a tuple or an array (n,) of integers as a tuple of Python's. ValueError for anything else."""
+    array = np.asarray(values) if np.ndim(values) == 1 else None
+    if array is None or (array.size and array.dtype.kind not in "iu") or (array < low).any():
+        shown = " ".join(str(values).split())
+        raise ValueError(f"{what} = {shown}: must be integers of at least {low}, such as (3, 2)")
+    return tuple(array.tolist())
+
+
+def _check_bound(name: str, bound: Any, shape: tuple[int, ...]) -> None:
+    """ValueError where a bound is not of numbers, or does not broadcast to `shape`; skips traced values."""
+    if isinstance(bound, Tracer):
+        return
+    array = np.asarray(bound)
+    fits = array.ndim <= len(shape) and all(
+        size in (1, whole) for size, whole in zip(array.shape[::-1], shape[::-1], strict=False)
+    )
+    if array.dtype.kind not in "biuf" or not fits or np.isnan(array.astype(np.float64)).any():
+        shown = " ".join(str(bound).split())
+        raise ValueError(f"Box: {name} = {shown}: must be numbers that broadcast to the shape {shape}")
+
+
 # A space, or a dict or tuple of spaces for pytree observations.
 Space = Discrete | MultiDiscrete | Box | Mapping[str, Any] | tuple
+
+
+def space_bytes(space: Space) -> int:
+    """Bytes of one element of a space."""
+    if isinstance(space, Mapping | tuple):
+        return sum(map(space_bytes, space.values() if isinstance(space, Mapping) else space))
+    return math.prod(space.shape) * np.dtype(space.dtype).itemsize
 
 
 class Env(NamedTuple):

@@ -27,7 +27,6 @@ from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
-from rljax.math.schedules import SCHEDULES
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
@@ -99,15 +98,14 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     del frozen
-    checks.number(config, "learning_rate", "total_steps", "max_grad_norm", "epsilon", low=0, open_low=True)
+    checks.rate(config, "learning_rate")
+    checks.number(config, "total_steps", "max_grad_norm", "epsilon", low=0, open_low=True)
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
-    checks.choice(config, "optimizer", OPTIMIZERS)
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "reward_scaling", REWARD_SCALERS)
-    checks.choice(config, "schedule", SCHEDULES)
+    checks.whitened(config, vector.rollout_size(env, config))
     head = policy_head(env.action_space, config.action_distribution)
     contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)

@@ -125,12 +125,12 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, checks.algorithm_of(config))
     value_based.check(config)
     checks.number(config, "value_low", "value_high")
-    checks.count(config, "atoms", low=2)
-    checks.choice(config, "target", TARGETS)
+    checks.count(config, "atoms", low=2, high=checks.OUTPUTS)
     bounds = config.value_low, config.value_high
     if not any(isinstance(bound, Tracer) for bound in bounds) and np.any(np.subtract(*bounds) >= 0):
         checks.complain(config, "value_high", f"must be above value_low = {checks.show(config.value_low)}")

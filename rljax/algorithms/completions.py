@@ -57,14 +57,18 @@ def check(config: Any, task: Task, model: LanguageModel, oversampling: int = 1) 
     """The fields that this file reads, and the task. ValueError in one line."""
     language.check(config)
     checks.number(config, "temperature", low=0, open_low=True)
-    for name in ("top_k", "top_p", "min_p"):
+    if config.top_k is not None:
+        checks.number(config, "top_k", low=0)
+        checks.integral(config, "top_k")
+    for name in ("top_p", "min_p"):
         if getattr(config, name) is not None:
-            checks.number(config, name, low=0, high=jnp.inf if name == "top_k" else 1)
+            checks.number(config, name, low=0, high=1)
     checks.count(config, "num_prompts", "num_epochs", "num_minibatches")
     checks.count(config, "group_size", low=2 if config.reward_normalization == "group" else 1)
-    checks.choice(config, "old_log_prob", ("recomputed", "sampled"))
-    checks.choice(config, "reward_normalization", ("raw", "group"))
-    rows = config.num_prompts * config.group_size
+    rows = checks.product(config, "num_prompts", "group_size")
+    width = task.learn.tokens.shape[1] + new_tokens(config, task)
+    # a token, its log-probability and two masks
+    checks.fits(config, "group_size", rows * oversampling * width * 10)
     if rows % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide the {rows} completions of an update")
     if config.num_micro and rows // config.num_minibatches % config.num_micro:

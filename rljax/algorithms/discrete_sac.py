@@ -33,7 +33,6 @@ from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values, optimization, schedules
 from rljax.math.distributions import categorical
-from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic, contract
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
@@ -134,15 +133,15 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_actions, to_env = models.discrete_actions(env.action_space, "discrete_sac")
     off_policy.check(config)
-    checks.number(config, "learning_rate", "adam_epsilon", "initial_temperature", low=0, open_low=True)
+    checks.rate(config, "learning_rate")
+    checks.number(config, "adam_epsilon", "initial_temperature", low=0, open_low=True)
     checks.number(config, "target_rate", low=0, high=1, open_low=True)
     checks.number(config, "target_entropy_ratio")
     checks.count(config, "target_every")
-    checks.choice(config, "temperature", TEMPERATURES)
-    checks.choice(config, "schedule", SCHEDULES)
     policy_outputs = contract.Output("logits", (num_actions,))
     contract.check_pair(
         env, config, network, policy_outputs, contract.Output("action values", (num_actions,)), None

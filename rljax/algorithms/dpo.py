@@ -136,10 +136,10 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     checks.number(config, "beta", low=0, open_low=True)
     checks.number(config, "label_smoothing", low=0, high=0.5)
     checks.number(config, "margin", "odds_weight", low=0)
-    checks.choice(config, "loss", LOSSES)
     frozen = task.frozen if frozen is None else frozen
     length = judgements.size(task, frozen)
     base, model, begin = language.adapted(task, config, network, frozen, length)

@@ -139,12 +139,11 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, "dqn")
     value_based.check(config)
     value_based.check_munchausen(config)
-    checks.choice(config, "target", TARGETS)
-    checks.choice(config, "loss", LOSSES)
     memory = replay.make(config, env)
     contract.check(env, config, network, contract.Output("action values", (num_actions,)))
     own = network is not None

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rljax import checks
 from rljax.algorithms import tables
 from rljax.algorithms.tables import Table, Transition
 from rljax.envs import vector
@@ -75,6 +76,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where a space is not Discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_states, num_actions = tables.sizes(env, "expected_sarsa", network)
     tables.check(config)

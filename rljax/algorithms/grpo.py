@@ -120,7 +120,7 @@ class Metrics(NamedTuple):
     kl: Mean  # k3 estimate of KL(π ‖ π_start), per token; of nothing without `kl`
     entropy: Mean  # of a token
     ratio: Mean  # of a token; of a completion with loss "sequence"
-    clip_fraction: Mean
+    clip_fraction: Mean  # tokens whose gradient the clip cuts off; with "cispo" whose weight it bounds
     step_kl: Mean  # k3 estimate of KL(π_old ‖ π), per token
     drift: Mean  # |log π_old − log π when it was drawn| of a token
     policy_loss: Mean
@@ -158,16 +158,14 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     checks.number(config, "clip", "overlong_buffer", low=0, open_low=True)
-    for name, low in (("clip_high", 0), ("dual_clip", 1)):
-        if getattr(config, name) is not None:
-            checks.number(config, name, low=low)
+    if config.clip_high is not None:
+        checks.number(config, "clip_high", low=0)
+    high = config.clip if config.clip_high is None else config.clip_high
+    if config.dual_clip is not None:
+        checks.number(config, "dual_clip", low=1 + high, open_low=True)  # no gradient is lost within the clip
     checks.count(config, "group_size", low=2)
-    checks.count(config, "oversampling")
-    choices = {"loss": LOSSES, "advantage": ADVANTAGES, "aggregation": AGGREGATIONS}
-    choices |= {"groups": ("all", "varied", "resampled"), "overlong": ("kept", "masked", "penalty")}
-    for name, allowed in (choices | {"divergence": DIVERGENCES}).items():
-        checks.choice(config, name, allowed)
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
     if config.dual_clip is not None and config.loss == "cispo":
@@ -180,7 +178,6 @@ def make(
     group = config.group_size
     completions.check(config, task, model, config.oversampling)
     language.check_start(config, frozen)
-    high = config.clip if config.clip_high is None else config.clip_high
 
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
@@ -223,8 +220,10 @@ def make(
         whole = config.loss == "sequence"
         over, ratio = (policy_loss.by_sequence, _sequence) if whole else (policy_loss.by_token, None)
         total, told = over(trained, params, hidden, rows, weights, loss, config)
-        low = 0.0 if config.loss == "cispo" else 1 - config.clip  # cispo has no lower bound
-        return total, policy_loss.shown(told, rows, total, low, 1 + high, rows.extras.start, ratio)
+        cispo = config.loss == "cispo"  # which bounds a weight, and cuts no gradient
+        bounds = rows.extras.advantage, config.clip, config.clip_high, config.dual_clip
+        cut = lambda ratio: ratio > 1 + high if cispo else losses.without_gradient(ratio, *bounds)
+        return total, policy_loss.shown(told, rows, total, cut, rows.extras.start, ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         about = completions.rewarded(task, rollout, scores)

@@ -112,13 +112,14 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, "iqn")
     value_based.check(config)
     checks.number(config, "kappa", low=0, open_low=True)
     value_based.check_munchausen(config)
-    checks.count(config, "num_quantiles", "num_target_quantiles", "num_policy_quantiles")
-    checks.choice(config, "target", TARGETS)
+    several = "num_quantiles", "num_target_quantiles", "num_policy_quantiles"
+    checks.count(config, *several, high=checks.OUTPUTS)
     memory = replay.make(config, env)
     outputs = contract.Output("quantiles", (num_actions, config.num_policy_quantiles))
     contract.check(env, config, network, outputs, {"tau": (config.num_policy_quantiles,)})

@@ -99,6 +99,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     checks.number(config, "beta", low=0, open_low=True)
     checks.number(config, "desirable_weight", "undesirable_weight", low=0)
     checks.count(config, "batch_size", low=2)  # one judgement has no other to take a completion from

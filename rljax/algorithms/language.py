@@ -30,14 +30,14 @@ ADAPTATIONS: dict[str, Callable[[Any, LanguageModel], adapters.Adaptation | None
 
 def check(config: Any) -> None:
     """The fields of AdamW and of the gradient's parts. ValueError naming the one that is wrong."""
-    positive = "total_steps", "learning_rate", "adam_epsilon", "max_grad_norm", "warmup_fraction"
+    checks.rate(config, "learning_rate")
+    positive = "total_steps", "adam_epsilon", "max_grad_norm", "warmup_fraction"
     checks.number(config, *positive, low=0, open_low=True)
     checks.number(config, "weight_decay", low=0)
     checks.number(config, "beta1", "beta2", "warmup_fraction", low=0, high=1)
     if hasattr(config, "chunk"):  # what has no logits has none
         checks.count(config, "chunk")
     checks.count(config, "num_micro", low=0)
-    checks.choice(config, "schedule", schedules.SCHEDULES)
 
 
 def adapted(
@@ -51,7 +51,6 @@ def adapted(
     """
     checks.number(config, "alpha", low=0, open_low=True)
     checks.count(config, "rank", "prefix_length")
-    checks.choice(config, "train", ADAPTATIONS)
     model = network or task.model or language_model(task.vocab_size, config, length)
     size = model.config.vocab_size
     if size < task.vocab_size:

@@ -32,6 +32,8 @@ def check(config: Any) -> None:
     language.check(config)
     checks.count(config, "length", low=2)
     checks.count(config, "batch_size")
+    tokens = checks.product(config, "batch_size", "length")
+    checks.fits(config, "length" if config.length > config.batch_size else "batch_size", 4 * tokens)
     if config.dropout is not None:
         checks.number(config, "dropout", low=0, high=0.99)  # at 1 nothing is left, and gradients are NaN
     if config.num_micro and config.batch_size % config.num_micro:

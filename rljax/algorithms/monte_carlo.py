@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rljax import checks
 from rljax.algorithms import tables
 from rljax.algorithms.tables import Table
 from rljax.envs import vector
@@ -92,6 +93,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where a space is not Discrete, or without a time limit.
     """
+    config = checks.fields(config)
     del frozen
     num_states, num_actions = tables.sizes(env, "monte_carlo", network)
     tables.check(config)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from rljax import checks
@@ -41,10 +40,17 @@ def check(config: Any) -> None:
     checks.count(config, "num_envs", "num_steps", "train_every", "num_updates", "learning_starts")
     if config.num_steps % config.train_every:
         checks.complain(config, "train_every", f"must divide num_steps = {config.num_steps}")
+    checks.product(config, "num_envs", "num_steps")
+    checks.product(config, "num_steps", "num_updates")
     total = config.total_steps
-    if not isinstance(total, Tracer) and (np.asarray(total) <= config.learning_starts).any():
+    if isinstance(total, Tracer):
+        return
+    if total <= config.learning_starts:
         right = f"must be below total_steps = {checks.show(total)}, or nothing is ever learnt"
         checks.complain(config, "learning_starts", right)
+    rounds = total / config.num_envs / config.train_every
+    if max(config.train_every, config.num_updates) * rounds > checks.INT32:
+        checks.complain(config, "total_steps", f"is more than {checks.INT32} rows or updates: take less")
 
 
 def follow(params: PyTree, target: PyTree, update: Array, config: Any) -> PyTree:

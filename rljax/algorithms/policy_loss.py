@@ -224,14 +224,14 @@ def shown(
     told: Told,
     batch: Batch,
     total: Array,
-    low: Array | float,
-    high: Array | float,
+    cut: Callable[[Array], Array],
     start: Array | None = None,
     log_ratio: Callable[[Array, Array, Array], Array] | None = None,
 ) -> dict[str, Mean]:
-    """What people look at of a microbatch whose weighted loss is `total`; `low` and `high` bound the ratio,
-    that of a token unless its logarithm is `log_ratio` (log_prob, old, mask); `start` are log-probabilities
-    under the policy at the start. Ratios are of at most e^LARGEST: what is only told ends no run.
+    """What people look at of a microbatch whose weighted loss is `total`; `cut` says of ratios (B, T) which
+    ones the clip acts on. A ratio is that of a token unless its logarithm is `log_ratio` (log_prob, old,
+    mask); `start` are log-probabilities under the policy at the start. Ratios are of at most e^LARGEST: what
+    is only told ends no run.
     """
     mean = lambda values: Mean.of(values, batch.mask)
     both = told.log_prob, told.old
@@ -243,7 +243,7 @@ def shown(
         "kl": Mean.none() if start is None else far(told.log_prob, start),
         "entropy": mean(told.entropy),
         "ratio": mean(ratio),
-        "clip_fraction": mean(((ratio < low) | (ratio > high)).astype(jnp.float32)),
+        "clip_fraction": mean(cut(ratio)),
         "step_kl": far(told.old, told.log_prob),
         "drift": Mean.none() if batch.sampled is None else mean(jnp.abs(told.old - batch.sampled)),
     }

@@ -28,7 +28,6 @@ from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import divergences, losses, masked, optimization, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
-from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
@@ -96,7 +95,7 @@ class Metrics(NamedTuple):
     value_loss: Mean
     entropy: Mean
     kl: Mean  # k3 estimate of KL(π_old ‖ π)
-    clip_fraction: Mean
+    clip_fraction: Mean  # steps whose gradient the clip cuts off
     gradient_norm: Mean  # before clipping
 
 
@@ -116,24 +115,18 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     del frozen
-    checks.number(
-        config, "learning_rate", "clip", "total_steps", "max_grad_norm", "adam_epsilon", low=0, open_low=True
-    )
+    checks.rate(config, "learning_rate")
+    checks.number(config, "clip", "total_steps", "max_grad_norm", "adam_epsilon", low=0, open_low=True)
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
-    checks.choice(config, "value_loss", losses.VALUE_LOSSES)
-    checks.choice(config, "advantage_normalization", ("none", "minibatch", "batch"))
-    checks.choice(config, "reward_scaling", REWARD_SCALERS)
-    checks.choice(config, "schedule", SCHEDULES)
-    checks.choice(config, "clip_schedule", SCHEDULES)
-    batch_size = config.num_envs * config.num_steps
+    batch_size = vector.rollout_size(env, config)
     if batch_size % config.num_minibatches:
-        raise ValueError(
-            f"ppo.Config.num_minibatches = {config.num_minibatches}: "
-            f"must divide num_envs x num_steps = {batch_size}"
-        )
+        checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
+    parts = config.num_minibatches if config.advantage_normalization == "minibatch" else 1
+    checks.whitened(config, batch_size // parts)
     head = policy_head(env.action_space, config.action_distribution)
     contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)
@@ -209,8 +202,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             )
             ratio = jnp.exp(log_prob - batch.log_prob)
             kl = divergences.k3(batch.log_prob, log_prob)
-            clipped = (jnp.abs(ratio - 1) > clip).astype(jnp.float32)
-            return total, jnp.stack([policy_losses, value_losses, entropy, kl, clipped]).mean(axis=1)
+            cut = losses.without_gradient(ratio, advantage, clip).astype(jnp.float32)
+            return total, jnp.stack([policy_losses, value_losses, entropy, kl, cut]).mean(axis=1)
 
         def minibatch(carry: tuple, inputs: tuple[Array, Key]) -> tuple[tuple, Array]:
             params, opt_state = carry

@@ -27,7 +27,6 @@ from rljax import checks
 from rljax.envs import vector
 from rljax.envs.vector import Worlds
 from rljax.math import action_values, losses, optimization, returns, schedules
-from rljax.math.schedules import SCHEDULES
 from rljax.math.shuffle import permutation
 from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
@@ -103,14 +102,15 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     an action space that is not Discrete.
     """
+    config = checks.fields(config)
     del frozen
-    checks.number(config, "learning_rate", "total_steps", "max_grad_norm", low=0, open_low=True)
+    checks.rate(config, "learning_rate")
+    checks.number(config, "total_steps", "max_grad_norm", low=0, open_low=True)
     checks.number(config, "exploration_fraction", low=0, high=1, open_low=True)
     checks.number(config, "discount", "trace_decay", "epsilon_start", "epsilon_end", low=0, high=1)
     checks.number(config, "reward_scale", low=0, open_low=True)
     checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
-    checks.choice(config, "schedule", SCHEDULES)
-    batch_size = config.num_envs * config.num_steps
+    batch_size = vector.rollout_size(env, config)
     if batch_size % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
     num_actions, to_env = discrete_actions(env.action_space, "pqn")

@@ -88,6 +88,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right, or a text too short.
     """
+    config = checks.fields(config)
     likelihood.check(config)
     frozen = task.frozen if frozen is None else frozen
     learn = frozen["learn"]
@@ -138,6 +139,7 @@ def read(corpus: Corpus, config: Config) -> Task:
 
     Raises: FileNotFoundError; ValueError in one line, also naming a field of `corpus` that is of sft alone.
     """
+    config = checks.fields(config)
     likelihood.check(config)
     for name in ("loss", "packing", "long"):
         if getattr(corpus, name) != getattr(Corpus, name):

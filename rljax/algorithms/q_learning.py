@@ -96,12 +96,12 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where a space is not Discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_states, num_actions = tables.sizes(env, "q_learning", network)
     tables.check(config)
     contract.check(env, config)
     tables.check_exploration(config)
-    checks.choice(config, "target", TARGETS)
     target = TARGETS[config.target]
 
     def init(key: Key) -> State:

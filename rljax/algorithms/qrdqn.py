@@ -136,13 +136,13 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not discrete.
     """
+    config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, "qrdqn")
     value_based.check(config)
     checks.number(config, "kappa", low=0, open_low=True)
     value_based.check_munchausen(config)
-    checks.count(config, "quantiles")
-    checks.choice(config, "target", TARGETS)
+    checks.count(config, "quantiles", high=checks.OUTPUTS)
     memory = replay.make(config, env)
     contract.check(env, config, network, contract.Output("quantiles", (num_actions, config.quantiles)))
     own = network is not None

@@ -30,7 +30,6 @@ from flax import struct
 
 from rljax import checks
 from rljax.math import losses, masked, optimization, returns, schedules
-from rljax.math.schedules import SCHEDULES
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
 
@@ -113,15 +112,15 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     del frozen
-    checks.number(config, "learning_rate", "total_steps", low=0, open_low=True)
+    checks.rate(config, "learning_rate")
+    checks.number(config, "total_steps", low=0, open_low=True)
     checks.number(config, "discount", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
-    checks.choice(config, "baseline", BASELINES)
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "schedule", SCHEDULES)
     length = config.num_steps if env.max_steps is None else min(config.num_steps, env.max_steps)
+    checks.whitened(config, config.num_envs * length)
     head = policy_head(env.action_space, config.action_distribution)
     contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)

@@ -118,9 +118,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
-    checks.choice(config, "loss", ("pairwise", "choice"))
-    checks.choice(config, "margin", ("none", "data"))
-    checks.choice(config, "normalization", ("samples", "none"))
+    config = checks.fields(config)
     checks.count(config, "normalization_samples", low=2)
     checks.number(config, "temperature", low=0, open_low=True)
     if config.centring is not None:

@@ -117,7 +117,7 @@ class Metrics(NamedTuple):
     kl: Mean  # see policy_loss.shown
     entropy: Mean
     ratio: Mean
-    clip_fraction: Mean
+    clip_fraction: Mean  # tokens whose gradient the clip cuts off
     step_kl: Mean
     drift: Mean
     policy_loss: Mean
@@ -138,22 +138,19 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     positive = "clip", "value_clip", "value_coefficient", "kl_target", "kl_horizon"
     checks.number(config, *positive, low=0, open_low=True)
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     if config.missing_end is not None:
         checks.number(config, "missing_end", low=0)
-    checks.choice(config, "critic", ("head", "separate"))
-    checks.choice(config, "kl_controller", ("fixed", "adaptive"))
-    checks.choice(config, "reward_whitening", ("none", "scale"))
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "value_loss", losses.VALUE_LOSSES)
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)
     group = config.group_size
     completions.check(config, task, model)
     language.check_start(config, frozen)
+    checks.whitened(config, config.steps_per_iteration * completions.new_tokens(config, task))
     if config.kl_controller == "adaptive":
         checks.number(config, "kl", low=0, open_low=True)
         checks.number(config, "kl_horizon", low=config.steps_per_iteration / 5, open_low=True)  # keeps β > 0
@@ -223,7 +220,8 @@ def make(
         total, told = policy_loss.by_token(trained, *inputs, surrogate, config)
         errors = losses.VALUE_LOSSES[config.value_loss](value, extras.value, extras.target, config.value_clip)
         error = jnp.sum(weights * errors)
-        shown = policy_loss.shown(told, rows, total, 1 - config.clip, 1 + config.clip, extras.start)
+        cut = lambda ratio: losses.without_gradient(ratio, extras.advantage, config.clip)
+        shown = policy_loss.shown(told, rows, total, cut, extras.start)
         return total + config.value_coefficient * error, shown | {"value_loss": Mean(error, jnp.int32(0))}
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:

@@ -96,7 +96,7 @@ class Metrics(NamedTuple):
     kl: Mean  # see policy_loss.shown
     entropy: Mean
     ratio: Mean  # of a completion
-    clip_fraction: Mean
+    clip_fraction: Mean  # tokens whose gradient the clip cuts off
     step_kl: Mean
     drift: Mean
     policy_loss: Mean
@@ -121,9 +121,9 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     checks.number(config, "clip", low=0, open_low=True)
     checks.count(config, "group_size", low=2)
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
     model, trained, begin = language.adapted(task, config, network, frozen, length)
@@ -169,8 +169,8 @@ def make(
         rows, weights = part
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_sequence(trained, params, hidden, rows, weights, loss, config)
-        bounds = 1 - config.clip, 1 + config.clip
-        return total, policy_loss.shown(told, rows, total, *bounds, rows.extras.start, _log_ratio)
+        cut = lambda ratio: losses.without_gradient(ratio, rows.extras.advantage, config.clip)
+        return total, policy_loss.shown(told, rows, total, cut, rows.extras.start, _log_ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         old, start = references(state, rollout)

@@ -33,7 +33,6 @@ from rljax.envs.vector import Worlds
 from rljax.math import optimization, schedules
 from rljax.math.distributions import reparameterise
 from rljax.math.noise import NOISES
-from rljax.math.schedules import SCHEDULES
 from rljax.models import ActorCritic, contract
 from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
@@ -126,24 +125,15 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where the actions are not a bounded Box.
     """
+    config = checks.fields(config)
     del frozen
     size, to_env = models.continuous_actions(env.action_space, "sac")
     off_policy.check(config)
-    checks.number(
-        config,
-        "learning_rate",
-        "adam_epsilon",
-        "initial_temperature",
-        "noise_reversion",
-        low=0,
-        open_low=True,
-    )
+    checks.rate(config, "learning_rate")
+    checks.number(config, "adam_epsilon", "initial_temperature", "noise_reversion", low=0, open_low=True)
     checks.number(config, "target_rate", low=0, high=1, open_low=True)
     checks.number(config, "target_entropy_ratio")
     checks.count(config, "target_every")
-    checks.choice(config, "noise", NOISES)
-    checks.choice(config, "temperature", TEMPERATURES)
-    checks.choice(config, "schedule", SCHEDULES)
     policy_outputs = (contract.Output("mean", (size,)), contract.Output("log_std", (size,)))
     contract.check_pair(env, config, network, policy_outputs, contract.Output("value", ()), (size,))
     memory = replay.make(config, env)

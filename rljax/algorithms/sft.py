@@ -101,6 +101,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
+    config = checks.fields(config)
     likelihood.check(config)
     frozen = task.frozen if frozen is None else frozen
     learn = frozen["learn"]
@@ -157,6 +158,7 @@ def read(corpus: Corpus, config: Config) -> Task:
 
     Raises: FileNotFoundError; ValueError in one line.
     """
+    config = checks.fields(config)
     likelihood.check(config)
     base = corpora.base(corpus, config)
     return corpora.task(corpus, base, *rows_of(corpus, base, config))

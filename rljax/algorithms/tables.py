@@ -66,6 +66,7 @@ def check(config: Any) -> None:
     checks.number(config, "step_size", "step_size_decay", "discount", low=0, high=1)
     checks.number(config, "initial_value")
     checks.count(config, "num_envs", "num_steps")
+    checks.product(config, "num_envs", "num_steps")
 
 
 def check_exploration(config: Any) -> None:

@@ -90,11 +90,11 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right, or the methods that fit
     where a space is not Discrete, or what is wrong with the policy.
     """
+    config = checks.fields(config)
     num_states, num_actions = tables.sizes(env, "td_lambda", network)
     tables.check(config)
     contract.check(env, config)
     checks.number(config, "trace_decay", low=0, high=1)
-    checks.choice(config, "traces", TRACES)
     if frozen is None:
         frozen = np.full((num_states, num_actions), 1 / num_actions)
     check_policy(frozen, num_states, num_actions)

@@ -134,7 +134,7 @@ def make(
 
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
-    checks.choice(config, "baseline", BASELINES)
+    config = checks.fields(config)
     checks.number(config, "baseline_decay", low=0, high=1)
     checks.count(config, "group_size", low=2 if config.baseline == "leave_one_out" else 1)
     frozen = task.frozen if frozen is None else frozen
@@ -207,7 +207,7 @@ def make(
         rows = rows._replace(extras=rows.extras._replace(demonstration=None, share=None))
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         total, told = policy_loss.by_token(trained, params, hidden, rows, weights, loss, config)
-        shown = policy_loss.shown(told, rows, total, 0.0, jnp.inf, rows.extras.start)
+        shown = policy_loss.shown(told, rows, total, jnp.zeros_like, rows.extras.start)
         likelihood = Mean.none()
         if config.mixing is not None:
             tokens = jnp.where(text >= 0, text, 0)

@@ -107,18 +107,19 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     Raises: ValueError naming a field of `config`, its value and what would be right; from `step` for a
     network whose value has no parameter of its own.
     """
+    config = checks.fields(config)
     del frozen
-    checks.number(config, "total_steps", "max_kl", "value_learning_rate", low=0, open_low=True)
+    checks.rate(config, "value_learning_rate")
+    checks.number(config, "total_steps", "max_kl", low=0, open_low=True)
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     checks.number(config, "damping", "entropy_coefficient", low=0)
     checks.number(config, "line_search_factor", low=0, high=1, open_low=True)
     checks.count(config, "num_envs", "num_steps", "num_value_epochs", "num_minibatches")
     checks.count(config, "conjugate_gradient_iterations", "fisher_stride", "line_search_steps")
-    checks.choice(config, "advantage_normalization", ("none", "batch"))
-    checks.choice(config, "reward_scaling", REWARD_SCALERS)
-    batch_size = config.steps_per_iteration
+    batch_size = vector.rollout_size(env, config)
     if batch_size % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
+    checks.whitened(config, batch_size)
     head = policy_head(env.action_space, config.action_distribution)
     contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)

@@ -20,12 +20,12 @@ LEAST_PRIORITY = 1e-6  # of a transition without error
 def check(config: Any) -> None:
     """The fields that this file and `off_policy` read. ValueError naming the one that is wrong."""
     off_policy.check(config)
-    positive = "learning_rate", "max_grad_norm", "adam_epsilon", "target_rate", "exploration_fraction"
+    checks.rate(config, "learning_rate")
+    positive = "max_grad_norm", "adam_epsilon", "target_rate", "exploration_fraction"
     checks.number(config, *positive, low=0, open_low=True)
     fractions = "epsilon_start", "epsilon_end", "target_rate", "exploration_fraction"
     checks.number(config, *fractions, low=0, high=1)
     checks.count(config, "target_every")
-    checks.choice(config, "schedule", schedules.SCHEDULES)
 
 
 def check_munchausen(config: Any) -> None:

@@ -311,7 +311,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
         raise ValueError(f"--env-argument {text}: must be KEY=VALUE, such as length=0.7")
     try:
         return key.replace("-", "_"), ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return key.replace("-", "_"), value
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,13 @@ import numpy as np
 from jax.core import Tracer
 
 from rljax import backend
-from rljax.checks import RunError, suggest
+from rljax.checks import RunError, is_real, show, suggest
 from rljax.envs import probes, tabular
 from rljax.envs.wrappers import part
 from rljax.types import Array, Box, Discrete, Env, Key, PyTree, Space
 
 _Leaf = jax.ShapeDtypeStruct
+LIMIT = "max_steps_in_episode"  # the parameter that every environment of Gymnax has
 _ENDLESS = 10**9  # a time limit of this many steps or more is none
 _OURS = {**probes.PROBES, **tabular.PROBLEMS}
 
@@ -52,7 +53,7 @@ def make(name: str, **arguments: Any) -> Env:
     """
     if name in _OURS:
         _check(name, arguments, list(inspect.signature(_OURS[name]).parameters))
-        return _OURS[name](**arguments)
+        return _made(name, arguments, lambda: _OURS[name](**arguments))
     gymnax = library()
     if name not in gymnax.registered_envs:
         hint = suggest(name, names()) or "; rljax.envs.names() lists them"
@@ -70,10 +71,60 @@ def make(name: str, **arguments: Any) -> Env:
         environment, params = _construct(name, constructor | others)
     else:
         _check(name, others, accepted + fields)
-    for key, value in changes.items():
-        if isinstance(getattr(params, key), float) and isinstance(value, int | np.integer):
-            changes[key] = float(value)  # Gymnax selects between parameters, which need one type
-    return from_gymnax(environment, dataclasses.replace(params, **changes), name)
+    changes = {key: _parameter(name, key, getattr(params, key), value) for key, value in changes.items()}
+    changed = dataclasses.replace(params, **changes)
+    return _made(name, arguments, lambda: from_gymnax(environment, changed, name))
+
+
+def _parameter(name: str, key: str, default: Any, value: Any) -> Any:
+    """The value of a parameter in the type of its default: Gymnax selects between parameters, which need one
+    type. A traced one as it is. ValueError for another type or shape, NaN, or an episode without a step.
+    """
+    if isinstance(value, Tracer) or default is None or isinstance(default, str):
+        return value
+
+    def refuse(right: str) -> NoReturn:
+        raise ValueError(f"{name}: {key} = {show(value)}: must be {right}")
+
+    if isinstance(default, bool | np.bool_):
+        if not isinstance(value, bool | np.bool_):
+            refuse("True or False")
+        return bool(value)
+    shape = np.shape(default)
+    if isinstance(default, int | float) or shape == ():
+        if not is_real(value) or np.shape(value) != () or np.isnan(float(value)):
+            refuse("one number")
+    elif isinstance(value, list | tuple | np.ndarray | jax.Array):
+        if np.shape(value) != shape or not is_real(np.asarray(value)):
+            refuse(f"numbers of shape {shape}")
+        return jnp.asarray(value, jnp.asarray(default).dtype)
+    else:
+        refuse(f"numbers of shape {shape}")
+    if key == LIMIT and value < 1:
+        refuse("at least 1")
+    if isinstance(default, float):
+        return float(value)
+    if float(value).is_integer():
+        return int(value)
+    if key != LIMIT:
+        refuse("a whole number")
+    return value
+
+
+def _made(name: str, arguments: Mapping[str, Any], build: Callable[[], Env]) -> Env:
+    """What `build` returns; where these arguments make it fail, ValueError in one line that names them."""
+    try:
+        return build()
+    except Exception as error:
+        ours = isinstance(error, RunError | ValueError) and "\n" not in str(error)
+        if ours or not arguments:
+            raise
+        given = ", ".join(f"{key}={show(value)}" for key, value in arguments.items())
+        raise ValueError(f"{name}({given}): {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]
 
 
 def _check(name: str, arguments: Mapping[str, Any], accepted: list[str]) -> None:
@@ -92,7 +143,7 @@ def _construct(name: str, arguments: Mapping[str, Any]) -> tuple[Any, Any]:
         with jax.ensure_compile_time_eval():  # constructors branch on array values
             return gymnax.make(name, **arguments)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         if name == "MNISTBandit-bsuite":
             raise RunError(
                 f"{name} downloads MNIST in its constructor and could not ({reason}); "
@@ -195,7 +246,7 @@ def _action(name: str, given: Any, like: _Leaf) -> Array:
 
 def _max_steps(params: Any) -> int | None:
     """The time limit in steps: None if there is none, if it is traced, or if no run would reach it."""
-    limit = getattr(params, "max_steps_in_episode", None)
+    limit = getattr(params, LIMIT, None)
     if limit is None or isinstance(limit, Tracer) or not float(limit) < _ENDLESS:
         return None
     return math.ceil(float(limit))

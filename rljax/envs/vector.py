@@ -11,12 +11,13 @@ are handed out depends on nothing about their values, so they are as independent
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from rljax.types import Array, Env, Key, Mean, PyTree
+from rljax import checks
+from rljax.types import Array, Env, Key, Mean, PyTree, space_bytes
 
 
 class Worlds(NamedTuple):
@@ -65,6 +66,15 @@ class Pool(NamedTuple):
     obs: PyTree  # (P, ...)
     state: PyTree
     used: Array  # how many have been handed out
+
+
+def rollout_size(env: Env, config: Any) -> int:
+    """Transitions of a rollout, num_envs × num_steps. ValueError naming the field where they do not fit into
+    memory.
+    """
+    size = checks.product(config, "num_envs", "num_steps")
+    checks.fits(config, "num_envs", size * space_bytes(env.observation_space))
+    return size
 
 
 def reset(env: Env, key: Key, num_envs: int) -> Worlds:

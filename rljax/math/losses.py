@@ -57,6 +57,23 @@ def clipped_surrogate(
     return loss if dual_clip is None else jnp.minimum(loss, dual_clip * jnp.abs(advantage))
 
 
+def without_gradient(
+    ratio: Float[Array, "*S"],
+    advantage: Float[Array, "*S"],
+    clip: float | Float[Array, ""],
+    clip_high: float | Float[Array, ""] | None = None,
+    dual_clip: float | Float[Array, ""] | None = None,
+) -> Bool[Array, "*S"]:
+    """Where `clipped_surrogate` with these arguments cuts the gradient off: ρ has left its interval on the
+    side to which A drives it, or with A < 0 is above `dual_clip`. Its mean is the fraction that is clipped.
+    """
+    high = 1 + (clip if clip_high is None else clip_high)
+    bad = ratio < 1 - clip
+    if dual_clip is not None:
+        bad |= ratio > dual_clip
+    return jnp.where(advantage > 0, ratio > high, (advantage < 0) & bad)
+
+
 def cispo(
     log_prob: Float[Array, "*S"],
     log_prob_old: Float[Array, "*S"],

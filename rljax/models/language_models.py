@@ -13,6 +13,7 @@ from rljax.models.seq2seq import Seq2SeqConfig, seq2seq
 from rljax.models.transformer import Layer, TransformerConfig, transformer
 from rljax.types import LanguageModel
 
+MOST_LAYERS = 1000  # the program of each is its own
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -22,7 +23,10 @@ def language_model(vocab_size: int, config: Any, length: int) -> LanguageModel:
 
     Raises: ValueError naming the field that is wrong.
     """
-    checks.count(config, "hidden_size", "num_layers", "num_heads")
+    checks.count(config, "hidden_size", "num_heads")
+    checks.count(config, "num_layers", high=MOST_LAYERS)
+    columns = vocab_size + 6 * config.num_layers * config.hidden_size  # no architecture has fewer weights
+    checks.fits(config, "hidden_size", 4 * config.hidden_size * columns)
     checks.choice(config, "dtype", DTYPES)
     checks.choice(config, "architecture", ARCHITECTURES)
     return ARCHITECTURES[config.architecture](vocab_size, config, length)

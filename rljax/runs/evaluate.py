@@ -44,9 +44,8 @@ def evaluate(
 
     Raises: ValueError or FileNotFoundError in one line.
     """
-    load.check_seed(seed, 1)
-    if isinstance(episodes, bool) or not isinstance(episodes, int) or episodes < 1:
-        raise ValueError(f"episodes = {checks.show(episodes)}: must be an integer of at least 1")
+    (seed,) = load.numbers(seed, 1)
+    episodes = checks.whole("episodes", episodes, low=1)
     told, found, swept = load.description(run, env, network, frozen)
     if isinstance(found.env, Task) and not greedy:
         raise ValueError("held-out completions are greedy: leave out --sampled")

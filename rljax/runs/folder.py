@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from rljax import backend
+from rljax import algorithms, backend
 from rljax.checks import RunError, show
 from rljax.runs.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, PyTree, Task
@@ -42,6 +42,11 @@ FROZEN = {
     "reward_names": "the names and weights of its rewards are",
     "given": "frozen= is",
 }
+
+
+def at(run: Path | str) -> Path:
+    """The folder of a run, ~ being the home of its user."""
+    return Path(run).expanduser()
 
 
 def plain(value: Any) -> Any:
@@ -163,11 +168,15 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     for name in same:
         if old.get(name) != new.get(name):
             return f"{name} is {old.get(name)} there and {new.get(name)} here"
+    for name in old["config"]:
+        if name not in new["config"]:
+            return f"{name} is a field of rljax {old['versions']['rljax']} there and of none here"
+    before = {field.name: plain(field.default) for field in algorithms.fields(new["algorithm"])}
     for name, value in new["config"].items():
-        if name not in old["config"]:
-            return f"{name} is not a field there"
-        if old["config"][name] != value:
-            return f"{name} is {show(old['config'][name])} there and {show(value)} here"
+        there = old["config"].get(name, before[name])  # without a field a version did what its default does
+        if there != value:
+            newer = "" if name in old["config"] else " (newer than this run)"
+            return f"{name}{newer} is {show(there)} there and {show(value)} here"
     return changed(old, new.get("frozen", {}))
 
 
@@ -187,10 +196,10 @@ def changed(old: dict[str, Any], sums: dict[str, str]) -> str | None:
 
 def is_run(path: Path | str) -> bool:
     """Whether this is a folder that train or sweep wrote; a model's has a config.json, too."""
-    if (Path(path) / "sweep.json").is_file():
+    if (at(path) / "sweep.json").is_file():
         return True
     try:
-        told = json.loads((Path(path) / CONFIG).read_text())
+        told = json.loads((at(path) / CONFIG).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(told, dict) and {"algorithm", "seeds"} <= told.keys()
@@ -198,9 +207,9 @@ def is_run(path: Path | str) -> bool:
 
 def read(run: Path | str) -> dict[str, Any]:
     """config.json of a run folder. Raises: FileNotFoundError or ValueError in one line."""
-    path = Path(run) / CONFIG
-    if (Path(run) / "sweep.json").is_file():
-        raise ValueError(f"{run} is a sweep: name one of its runs, such as {Path(run) / 'part-000'}")
+    path = at(run) / CONFIG
+    if (at(run) / "sweep.json").is_file():
+        raise ValueError(f"{run} is a sweep: name one of its runs, such as {at(run) / 'part-000'}")
     if not path.is_file():
         raise FileNotFoundError(
             f"{run} is not a run folder: it has no {CONFIG}; name a folder that `rljax train --out` wrote"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import checks
-from rljax.runs import cycle, folder, pretrained, problems, statistics, stopping
+from rljax.runs import cycle, folder, load, pretrained, problems, statistics, stopping
 
 if TYPE_CHECKING:
     from rljax.text import Pretrained, Problem, Sampling
@@ -43,9 +43,8 @@ def judge(
 
     Raises: ValueError or FileNotFoundError in one line.
     """
-    for name, value in {"prompts": prompts, "samples": samples}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} = {checks.show(value)}: must be an integer of at least 1")
+    prompts, samples = checks.whole("prompts", prompts, low=1), checks.whole("samples", samples, low=1)
+    (seed,) = load.numbers(seed, 1)
     from rljax.text import Sampling
 
     members: list[int | None] = [None]

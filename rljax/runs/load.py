@@ -13,12 +13,14 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
-from rljax.runs import checkpoint, engine, folder, presets, problems, stored
+from rljax.envs import contract
+from rljax.runs import checkpoint, engine, folder, foreign, presets, problems, stored
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
     from rljax.text import Corpus, Problem
 
+MOST_SEEDS = 1_000_000  # of one run
 # Config fields that decide what is read of a corpus.
 READ = ("length", "batch_size", "dtype", "architecture")
 
@@ -63,10 +65,8 @@ def setup(
     """
     module = algorithms.get(algorithm)
     text = algorithm in algorithms.TEXT
-    if not isinstance(env, str) and isinstance(env, Env) == text:
-        needs = "a task, a rljax.text.Problem or its name" if text else "an environment"
-        raise ValueError(f"{algorithm} needs {needs}; {env.name} is a {type(env).__name__}")
     corpus, problem = _nouns() if text else ((), ())
+    _check_world(algorithm, env, (corpus, problem, Task) if text else (Env,))
     if not isinstance(env, str) and isinstance(env, corpus) and not hasattr(module, "read"):
         raise ValueError(
             f"{algorithm} needs a task, a rljax.text.Problem or its name; {env.name} is a Corpus"
@@ -76,6 +76,9 @@ def setup(
         own = own or _changed(env)
     if not isinstance(env, str) and env_arguments:
         raise ValueError("env_arguments go with the name of an environment, not with what is already made")
+    if not isinstance(env_arguments, Mapping):
+        raise ValueError(f"env_arguments = {checks.show(env_arguments)}: must be a dict of names and values")
+    env_arguments = {name: folder.plain(value) for name, value in env_arguments.items()}
     try:
         json.dumps(env_arguments, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -96,12 +99,42 @@ def setup(
         )
     if steps is not None:
         config = config.replace(total_steps=steps)
-    checks.number(config, "total_steps", low=0, open_low=True)
+    config = _sound(config)
+    if own and isinstance(world, Env):
+        contract.check(world)
     if isinstance(world, corpus):
         world, own = module.read(world, config), False
     if isinstance(world, problem):
         world, config = problems.world(world, algorithm, config)
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
+
+
+def _check_world(algorithm: str, world: Any, kinds: tuple[Any, ...]) -> None:
+    """ValueError where this is neither a name nor what the algorithm learns from, with a hint where it is an
+    object of another library.
+    """
+    if isinstance(world, (str, *kinds)):
+        return
+    text = algorithm in algorithms.TEXT
+    needs = "a task, a rljax.text.Problem or its name" if text else "an environment"
+    if isinstance(world, Env | Task):
+        what = f"{world.name} is a {type(world).__name__}"
+    elif hint := foreign.hint(world, text):
+        what = f"what is given {hint}"
+    else:
+        what = f"{getattr(world, 'name', 'this')} is a {type(world).__name__}"
+    raise ValueError(f"{algorithm} needs {needs}; {what}")
+
+
+def _sound(config: Any) -> Any:
+    """The Config in plain types, before anything is computed from it. Raises: ValueError naming a field."""
+    config = checks.fields(config)
+    checks.number(config, "total_steps", low=0, open_low=True)
+    iterations = (config.total_steps - config.initial_steps) / config.steps_per_iteration
+    if iterations > checks.INT32:
+        right = f"are {iterations:.3g} iterations of {config.steps_per_iteration} steps: must be at most"
+        checks.complain(config, "total_steps", f"{right} {checks.INT32}")
+    return config
 
 
 def _nouns() -> tuple[Any, Any]:
@@ -135,7 +168,7 @@ def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
 
     Raises: as `setup`.
     """
-    config, env = setup.config.replace(**static), setup.env
+    config, env = _sound(setup.config.replace(**static)), setup.env
     same = all(getattr(config, name, None) == getattr(setup.config, name, None) for name in READ)
     if isinstance(env, Task) and env.corpus is not None and not same:
         env = setup.module.read(env.corpus, config)
@@ -148,13 +181,13 @@ def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
     return setup._replace(config=config, env=env)
 
 
-def check_seed(seed: int, seeds: int) -> int:
-    """The first seed, if `seeds` seeds from it on are valid: integers from 0 to 2³² − 1."""
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"seeds = {seeds}: must be an integer of at least 1")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= 2**32 - seeds:
-        raise ValueError(f"seed = {seed}: must be an integer from 0 to 2**32 - seeds = {2**32 - seeds}")
-    return seed
+def numbers(seed: int, seeds: int) -> list[int]:
+    """The seeds `seed`, `seed` + 1, …, as many as `seeds`: integers from 0 to 2³² − 1."""
+    seeds = checks.whole("seeds", seeds, low=1, high=MOST_SEEDS)
+    if checks.wrong_integer(seed, 0, 2**32 - seeds):
+        right = f"must be an integer from 0 to 2**32 - seeds = {2**32 - seeds}"
+        raise ValueError(f"seed = {checks.as_given(seed)}: {right}")
+    return list(range(int(seed), int(seed) + seeds))
 
 
 def description(
@@ -179,6 +212,8 @@ def description(
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
+    if isinstance(env, Env):
+        contract.check(env)
     module, config, swept = stored.configured(run, told)
     start = problems.Start(**told["start"]) if told.get("start") else None
     world = _world(told, module, config, problems.tokenizer_of(start, Path(run))) if env is None else env
@@ -190,7 +225,7 @@ def description(
         if env is not None and start is not None and start.reward:  # judged by the rewards that are given
             begun = start._replace(reward="")
             told["frozen"] = {name: sum_ for name, sum_ in told["frozen"].items() if name != "rewards"}
-        world = problems.started(world, begun, config, Path(run), network)
+        world = problems.started(world, begun, config, folder.at(run), network)
         world, config = problems.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")

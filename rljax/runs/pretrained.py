@@ -44,17 +44,17 @@ def language_model(
     told = _told(run)
     if told["algorithm"] == REWARD_MODEL:
         raise ValueError(f"{run} is a reward model: rljax.load_reward(run) scores with it")
-    if not (Path(run) / folder.TOKENIZER).is_dir():
+    if not (folder.at(run) / folder.TOKENIZER).is_dir():
         raise ValueError(f"{run} has no tokenizer: train on a text.Corpus, or on a Task with a tokenizer")
     config = _config(run, told, member)
-    model, generation = _model(Path(run), told, config, dtype)
+    model, generation = _model(folder.at(run), told, config, dtype)
     restored = stored.saved(run, checkpoint_iteration)
     inside = (
         "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
     )
     trained = _member(restored, inside, member)
     model, params = _adapted(run, told, model, config, trained, restored.path)
-    tokenizer = load_tokenizer(Path(run) / folder.TOKENIZER)
+    tokenizer = load_tokenizer(folder.at(run) / folder.TOKENIZER)
     ends = *generation.stop_ids, tokenizer.eos_id, turn_end(tokenizer)
     generation = generation._replace(stop_ids=tuple(dict.fromkeys(end for end in ends if end is not None)))
     params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
@@ -103,7 +103,7 @@ def load_reward(
             f'{run} is an unnormalised reward model: train it with normalization = "samples", or allow it '
             "with unnormalised=True"
         )
-    alone, _ = _model(Path(run), told, _config(run, told, member or 0), dtype)
+    alone, _ = _model(folder.at(run), told, _config(run, told, member or 0), dtype)
     model, found = alone, []
     for number in range(len(told["seeds"])) if member is None else [member]:
         config, trained = _config(run, told, number), _member(restored, "params.model.", number)
@@ -112,7 +112,7 @@ def load_reward(
         narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["model"])
         found.append(_scored(model, params | {"model": narrow}, _member(restored, "samples.", number)))
     params = found[0] if len(found) == 1 else jax.tree.map(lambda *each: jnp.stack(each), *found)
-    tokenizer = load_tokenizer(at) if (at := Path(run) / folder.TOKENIZER).is_dir() else None
+    tokenizer = load_tokenizer(at) if (at := folder.at(run) / folder.TOKENIZER).is_dir() else None
     return rewards.of_model(
         *(name, model, params, weight),
         ensemble=ensemble,
@@ -230,7 +230,7 @@ def _base(run: Path | str, told: dict[str, Any], given: PyTree) -> PyTree:
             "is base=, give them"
         )
     elif start and start["kind"] == "run":
-        base = language_model(Path(run) / source, start["member"]).params
+        base = language_model(folder.at(run) / source, start["member"]).params
     else:
         base = huggingface.load(source, param_dtype=jnp.float32).params
     if checkpoint.sha256_of(base) != told["frozen"]["params"]:

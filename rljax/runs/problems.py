@@ -214,7 +214,7 @@ def start_of(
     """
     if model and init is not None:
         raise ValueError("model and init both say what to begin with: give one of them")
-    scored = "" if reward is None else str(Path(reward).absolute())
+    scored = "" if reward is None else str(folder.at(reward).absolute())
     if model:
         path = Path(model).expanduser()
         return Start("model", str(path.absolute()) if path.exists() else model, reward=scored)
@@ -225,7 +225,7 @@ def start_of(
         raise ValueError(f"--init {init} has {number} members: pick one with --init-member")
     if member is not None and not 0 <= member < number:
         raise ValueError(f"--init-member {member}: {init} has members 0 to {number - 1}")
-    return Start("run", str(Path(init).absolute()), member or 0, scored)
+    return Start("run", str(folder.at(init).absolute()), member or 0, scored)
 
 
 def rewarded(algorithm: str, reward: str, samples_every: int) -> None:

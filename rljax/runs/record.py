@@ -49,24 +49,50 @@ class Options(NamedTuple):
     stop_on_nan: bool = True  # a sweep goes on and reports the member's return as null
 
 
-def options_from(given: dict[str, Any]) -> Options:
-    """Options from keywords. Raises: ValueError naming a keyword that is none, or a value that is out of
-    range.
+# What other libraries call an argument of `train`.
+ELSEWHERE = {
+    "total_timesteps": "steps",
+    "timesteps": "steps",
+    "num_timesteps": "steps",
+    "max_steps": "steps",
+    "num_seeds": "seeds",
+    "n_seeds": "seeds",
+    "env_id": "env",
+    "env_name": "env",
+    "env_kwargs": "env_arguments",
+    "env_params": "env_arguments",
+    "eval_freq": "evaluate_every",
+    "save_freq": "checkpoint_every",
+    "log_interval": "log_every",
+    "output_dir": "out",
+    "policy_kwargs": "network",
+}
+
+
+def options_from(given: dict[str, Any], algorithm: str = "") -> Options:
+    """Options from keywords of `train`. Raises: ValueError naming a keyword that is none, with where it
+    belongs if it is a field of the algorithm's Config; or a value that is out of range.
     """
-    for name in given:
-        if name not in Options._fields:
-            raise ValueError(f"train has no option {name}{checks.suggest(name, Options._fields)}")
+    for name, value in given.items():
+        if name in Options._fields:
+            continue
+        known = algorithm in (*algorithms.NAMES, *algorithms.TEXT)
+        if known and name in [field.name for field in algorithms.fields(algorithm)]:
+            told = f'{{"{name}": {checks.show(value)}}}'
+            raise ValueError(f"train has no option {name}: it is of the Config, config={told}")
+        hint = f"; did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else ""
+        raise ValueError(f"train has no option {name}{hint or checks.suggest(name, Options._fields)}")
     options = Options(**given)
     lowest = dict.fromkeys(("checkpoint_every", "evaluate_every", "log_every", "samples_every"), 0)
     lowest |= dict.fromkeys(("keep", "evaluation_episodes", "samples"), 1)
-    for name, low in lowest.items():
-        value = getattr(options, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name} = {checks.show(value)}: must be an integer of at least {low}")
+    counts = {name: checks.whole(name, getattr(options, name), low) for name, low in lowest.items()}
     target = options.target_return
-    if target is not None and (not isinstance(target, int | float) or math.isnan(target)):
+    if target is not None and (not checks.is_real(target) or np.ndim(target) or math.isnan(target)):
         raise ValueError(f"target_return = {checks.show(target)}: must be a number")
-    return options
+    for name in ("tensorboard", "wandb", "progress", "stop_on_nan"):
+        if not isinstance(getattr(options, name), bool):
+            raise ValueError(f"{name} = {checks.show(getattr(options, name))}: must be True or False")
+    return options._replace(**counts, target_return=None if target is None else float(target))
 
 
 class Recorder:

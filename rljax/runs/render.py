@@ -73,15 +73,13 @@ def render(
     """
     from rljax.runs import folder, load
 
-    if max_steps is not None and (
-        isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1
-    ):
-        raise ValueError(f"max_steps = {max_steps}: must be an integer of at least 1")
-    load.check_seed(seed, 1)
-    path = Path(run) / "episode.gif" if out is None else Path(out)
+    if max_steps is not None:
+        max_steps = checks.whole("max_steps", max_steps, low=1)
+    (seed,) = load.numbers(seed, 1)
+    path = folder.at(run) / "episode.gif" if out is None else Path(out).expanduser()
     path = path / "episode.gif" if path.is_dir() else path
     _check_suffix(path)
-    if (Path(run) / folder.CONFIG).is_file() and "task" in folder.read(run):
+    if (folder.at(run) / folder.CONFIG).is_file() and "task" in folder.read(run):
         raise ValueError(f"{run} learnt text and has no episode to draw: `rljax generate` writes with it")
     loaded = load.load(run, member=member, env=env, network=network, frozen=frozen)
     assert not isinstance(loaded.env, Task), "a run of an environment has one"

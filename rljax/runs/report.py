@@ -57,7 +57,7 @@ def read_run(run: Path | str) -> RunData:
     again replace the older ones. FileNotFoundError for a missing config.json or metrics.jsonl, ValueError for
     a file that is not what it should be, each one line.
     """
-    run = Path(run)
+    run = folder.at(run)
     config = folder.read(run)
     path = run / folder.METRICS
     if not path.is_file():
@@ -157,7 +157,7 @@ def _entry(run: Path, about: dict[str, Any], swept: dict[str, Any], per_seed: li
 
 
 def _folders(runs: Path | str | Sequence[Path | str]) -> list[Path]:
-    folders = [Path(runs)] if isinstance(runs, str | Path) else [Path(run) for run in runs]
+    folders = [folder.at(runs)] if isinstance(runs, str | Path) else [folder.at(run) for run in runs]
     if not folders:
         raise ValueError("no runs to report: name folders that `rljax train` or `rljax sweep` wrote")
     return list(dict.fromkeys(folders))

@@ -16,7 +16,7 @@ def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
 
     Raises: ValueError or FileNotFoundError saying what there is instead.
     """
-    where = Path(run) / folder.CHECKPOINTS
+    where = folder.at(run) / folder.CHECKPOINTS
     if which is not None:
         path = where / f"{which:09d}"
         if not path.is_dir():

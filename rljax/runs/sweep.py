@@ -76,16 +76,19 @@ def sweep(
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
     """
-    chosen = record.options_from({"stop_on_nan": False} | options)
+    chosen = record.options_from({"stop_on_nan": False} | options, algorithm)
     tokenizer = problems.written(algorithm, env, model, init, init_member)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(algorithm, frozen)
-    load.check_seed(seed, seeds)
+    numbers = load.numbers(seed, seeds)
+    seed, seeds = numbers[0], len(numbers)
+    if not isinstance(grid, Mapping):
+        raise ValueError(f"grid is {checks.show(grid)}: must be a dict of Config fields and lists of values")
     for field, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"the sweep of {field} is over {checks.show(values)}: must be a list of values")
     grid = {field: list(values) for field, values in grid.items()}
-    run = None if out is None else Path(out).expanduser()
+    run = None if out is None else folder.at(out)
     if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
         raise folder.Taken(f"{run} already holds a sweep or a run: choose another --out")
     with folder.claimed(run):
@@ -176,7 +179,7 @@ def plan(
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
     # a number that may be None, which leaves a step out of the program, is one program per value
-    whole = lambda field: field == LENGTH or None in grid[field]
+    whole = lambda field: field == LENGTH or any(value is None for value in grid[field])
     is_static = lambda field: whole(field) or not known[field].metadata.get("pytree_node", True)
     static = [field for field in grid if is_static(field)]
     leaves = [field for field in grid if not is_static(field)]

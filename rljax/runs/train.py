@@ -82,17 +82,18 @@ def train(
     while running,
         KeyboardInterrupt after Ctrl-C or SIGTERM, with a final checkpoint written where there is a folder.
     """
-    chosen = options_from(options)
+    chosen = options_from(options, algorithm)
+    run, init = (None if path is None else folder.at(path) for path in (out, init))
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
     tokenizer = problems.written(algorithm, env, model, init, init_member)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(algorithm, frozen)
-    numbers = list(range(load.check_seed(seed, seeds), seed + seeds))
+    numbers = load.numbers(seed, seeds)
+    seed = numbers[0]
     task = isinstance(setup.env, Task) and setup.env.problem is not None
     if not task and (model or warm_up is not None or reward is not None):
         raise ValueError("model, warm_up and reward are of tasks of text: leave them out")
-    run = None if out is None else Path(out).expanduser()
     _free(run, resume)
     cache, spent = {}, Seconds()  # the program is compiled before the model that it begins with is trained
 

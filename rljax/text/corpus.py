@@ -73,7 +73,7 @@ class Corpus:
         for name, known in CHOICES.items():
             checks.choice(self, name, known)
         checks.number(self, "held_out_fraction", low=0, high=1, open_low=True)
-        checks.count(self, "order", low=0)
+        checks.count(self, "order", low=0, high=2**63 - 1)
         checks.count(self, "window", "block")
         if self.stream and not self.held_out:
             raise ValueError("a streamed corpus needs files to measure the loss on: name them with held_out")

@@ -63,6 +63,8 @@ def settings_are_right(settings: Sampling) -> None:
     for name, more in bounds.items():
         if getattr(settings, name) is not None:
             checks.number(settings, name, low=0, **more)
+    if settings.top_k is not None:
+        checks.integral(settings, "top_k")
     if settings.temperature is None:
         checks.complain(settings, "temperature", "must be a number; 0 is greedy, 1 the model's own")
     if settings.repetition_penalty is not None:

@@ -516,7 +516,7 @@ def test_wrong_fields_are_one_line_that_names_them(row: Row) -> None:
         "entropy_coefficient": float("nan"),
         "num_envs": 0,
         "num_steps": 2.5,
-        "hidden_sizes": [64],
+        "hidden_sizes": [64, 0],
         "activation": "tahn",
         "schedule": "liner",
         "architecture": "cnn",

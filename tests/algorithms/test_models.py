@@ -280,7 +280,7 @@ def test_a_cnn_refuses_what_is_no_image(space: Any) -> None:
         ({"architecture": "mpl"}, "architecture = 'mpl'.*did you mean mlp"),
         ({"activation": "Tanh"}, "activation = 'Tanh'.*did you mean tanh"),
         ({"torso": "both"}, "torso = 'both'.*separate, shared"),
-        ({"hidden_sizes": [64]}, "hidden_sizes.*tuple of positive integers"),
+        ({"hidden_sizes": "64"}, "hidden_sizes.*tuple of positive integers"),
         ({"hidden_sizes": (64, 0)}, "hidden_sizes.*tuple of positive integers"),
         ({"initial_log_std": float("nan")}, "initial_log_std = nan.*finite"),
     ],

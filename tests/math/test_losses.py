@@ -14,6 +14,7 @@ from rljax.math.losses import (
     policy_gradient,
     sequence_log_ratio,
     value_loss,
+    without_gradient,
 )
 
 
@@ -113,6 +114,34 @@ def test_the_dual_clip_bounds_only_bad_actions(
     value, gradient = jax.value_and_grad(clipped_surrogate)(*arguments)
     assert value == pytest.approx(loss, rel=1e-5)
     assert gradient == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "cut"),
+    [
+        (1.3, 1.0, True),  # good and likelier already
+        (1.3, -1.0, False),  # bad and likelier: pulled back in full
+        (0.7, 1.0, False),
+        (0.7, -1.0, True),
+        (1.1, 1.0, False),
+        (0.9, -1.0, False),
+        (1.3, 0.0, False),  # there is nothing to cut off
+        (3.5, -1.0, True),  # beyond the dual clip
+        (3.5, 1.0, True),
+        (2.5, -1.0, False),
+    ],
+)
+def test_where_a_gradient_is_cut_off(ratio: float, advantage: float, cut: bool) -> None:
+    r, a = jnp.float32(ratio), jnp.float32(advantage)
+    assert bool(without_gradient(r, a, 0.2, 0.28, 3.0)) == cut
+    slope = jax.grad(clipped_surrogate)(jnp.log(r), jnp.float32(0), a, 0.2, 0.28, 3.0)
+    assert (slope == 0) == (cut or advantage == 0)
+
+
+def test_only_the_upper_clip_is_separate() -> None:
+    ratio, advantage = jnp.array([1.25, 1.25, 0.75]), jnp.array([1.0, 1.0, -1.0])
+    assert without_gradient(ratio, advantage, 0.2).tolist() == [True, True, True]
+    assert without_gradient(ratio, advantage, 0.2, 0.3).tolist() == [False, False, True]
 
 
 def test_cispo_weighs_the_policy_gradient_and_drops_no_token() -> None:

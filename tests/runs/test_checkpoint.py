@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rljax.algorithms import ppo
-from rljax.runs import checkpoint
+from rljax.runs import checkpoint, folder
 from rljax.runs.record import Result
 from tests.runs.tiny import CONFIG, ITERATIONS, Quick, checkpoints, rows, strict
 
@@ -265,6 +265,21 @@ def test_resume_refuses_another_run(quick: Quick, copy: Path, change: dict, told
         quick(copy, resume=True, **change)
     assert "\n" not in str(error.value)
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_field_that_is_newer_than_a_run_has_its_default_there(copy: Path) -> None:
+    """Resume after an upgrade: ppo's `torso` stands for the new field, whose default is "separate"."""
+    here = folder.read(copy)
+    there = folder.read(copy)
+    del there["config"]["torso"]
+    assert here["config"]["torso"] == "separate"
+    assert folder.difference(there, here) is None
+    here["config"]["torso"] = "shared"
+    told = "torso (newer than this run) is 'separate' there and 'shared' here"
+    assert folder.difference(there, here) == told
+    there["config"]["gone"] = 1
+    told = f"gone is a field of rljax {there['versions']['rljax']} there and of none here"
+    assert folder.difference(there, here) == told
 
 
 def test_resume_refuses_another_environment_or_algorithm(copy: Path) -> None:
