@@ -215,8 +215,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             return (params, opt_state), jnp.append(means, optax.tree.norm(gradients))
 
         def epoch(carry: tuple, keys: tuple[Key, Key]) -> tuple[tuple, Array]:
-            shuffle_key, entropy_keys = keys
-            indices = permutation(shuffle_key, batch_size).reshape(config.num_minibatches, -1)
+            key, entropy_keys = keys
+            indices = permutation(key, batch_size).reshape(config.num_minibatches, -1)
             return jax.lax.scan(minibatch, carry, (indices, entropy_keys))
 
         keys = (

@@ -341,8 +341,7 @@ def test_a2c_is_ppo_with_one_epoch_and_one_minibatch() -> None:
     @functools.partial(jax.jit, static_argnums=0)
     def parameters(of_ppo: bool) -> tuple[Any, Any]:
         algorithm = ppo if of_ppo else a2c
-        # PPO splits its key into those of the rollout and of the shuffling; A2C's is the rollout's.
-        step = lambda state, key: algorithm.step(key if of_ppo else jax.random.split(key)[0], state)
+        step = lambda state, key: algorithm.step(key, state)  # of which both make the same key of the rollout
         start = algorithm.init(jax.random.key(0))
         state, _ = jax.lax.scan(step, start, jax.random.split(jax.random.key(1), 3))
         return start.params, state.params
