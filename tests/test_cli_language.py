@@ -118,6 +118,19 @@ def test_a_prompt_is_what_a_user_says_where_there_is_a_template(
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("train dpo --data pairs.jsonl", "which task? Add --task preferences"),
+        ("train grpo", "which task? Add --task NAME"),
+        ("evaluate run --data pairs.jsonl", "--data is what a --task reads"),
+    ],
+)
+def test_a_task_that_is_missing_is_named(words: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_a_character_of_several_tokens_comes_whole() -> None:
     raw = "aé€b".encode()
     decode = lambda ids, skip_special_tokens=False: bytes(ids).decode(errors="replace")

@@ -55,9 +55,7 @@ class Corpus:
     documents: Documents = "file"  # what a document of plain text is
     loss: Loss = "completion"  # of sft: what is learnt of a record that has a completion or messages
     packing: Packing = "first_fit"  # of sft: how documents share rows
-    # of sft: what becomes of a document that is longer than a row; "auto" splits plain text, and drops pairs
-    # and conversations
-    long: Long = "auto"
+    long: Long = "auto"  # of sft: a document longer than a row; auto splits text, drops what has a prompt
     stream: bool = False  # read while learning, for data larger than memory; held_out needs files of its own
     order: int = 0  # of a stream: the seed of the order in which it is read, the same for all seeds of a run
     window: int = 8192  # of a stream: documents that are in memory, and shuffled, together

@@ -99,7 +99,7 @@ def test_all_parameters_need_neither_data_nor_base(data: Path, tmp_path: Path) -
     (tmp_path / "pairs.jsonl").unlink()
     found = rljax.language_model(out)
     np.testing.assert_allclose(held_out_loss(task, found), result.summary["loss"]["mean"], rtol=1e-5)
-    assert found.generation.stop_ids == (7,)
+    assert found.generation.stop_ids == (7, found.tokenizer.eos_id)  # its own, and what it has learnt
     assert found.tokenizer.encode("09") == [2, 11]
 
 

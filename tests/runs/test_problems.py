@@ -18,6 +18,7 @@ from rljax.runs import load, problems
 from rljax.runs.record import Result
 from rljax.text.problem import changes, read_back
 from rljax.text.problem import task as task_of
+from rljax.types import Task
 
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
 TASK: dict[str, Any] = {"symbols": "abc", "max_length": 3, "train": 24, "held_out": 6}
@@ -250,6 +251,26 @@ def test_what_was_changed_in_a_task_is_what_is_learnt() -> None:
         read_back(task._replace(vocab_size=3))
     assert load.setup("sft", made, None, None, {}).own_env is False
     assert load.setup("sft", made._replace(max_new_tokens=3), None, None, {}).own_env is True
+
+
+def test_a_task_is_written_with_the_tokenizer_of_its_model_at_once(tmp_path: Path) -> None:
+    """Byte pairs of its own, which so few pairs do not have and nothing would use, are not looked for."""
+    tokenizer = text.character_tokenizer("abcdefghij>")
+    tokenizer.save(tmp_path / "model")
+    pairs = [{"prompt": f"{a}>", "chosen": a, "rejected": a * 3} for a in "abcdefghij"]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    written = problems.written("dpo", "preferences", str(tmp_path / "model"), None, None)
+    given = {"data": str(tmp_path / "pairs.jsonl")}
+    task = load.setup("dpo", "preferences", None, None, given, written).env
+    assert isinstance(task, Task)
+    assert task.vocab_size == tokenizer.vocab_size
+    assert task.learn.completion.shape == (9, 2, 4)  # the data's own lengths, of at most 256
+    assert task.problem.arguments == {"name": "preferences", **given}
+    assert problems.spelt(task.problem, tokenizer, "model") is task.problem
+    assert problems.written("dpo", "preferences", "", None, None) is None
+    assert problems.written("ppo", "CartPole-v1", "", None, None) is None
+    again = problems.named("randomwalks", {"pairs": 16}, tokenizer)  # which has a vocabulary of its own
+    assert again.tokenizer.vocab_size == 23
 
 
 def test_a_changed_task_is_trained_as_it_is(run: Path) -> None:
