@@ -34,7 +34,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("rljax.math", "beartype.beartype")
 
 
-LONGEST = "test_contract", "test_readme", "test_probes", "test_backend", "test_preferences", "test_generate"
+LONGEST = (
+    *("test_contract", "test_fields", "test_readme", "test_probes"),
+    *("test_backend", "test_preferences", "test_generate"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

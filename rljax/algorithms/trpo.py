@@ -12,9 +12,8 @@ num_value_epochs passes over the same transitions.
 
 D(θ) ≤ δ also holds after that fit, because it moves only parameters that the policy does not read. The
 network from `models` has a torso each. In one of the user's own, layers in common belong to the policy, and
-only what the value has of its own is fitted; a ValueError where that is nothing. With
-observation_normalization = "running" the bound is on the step at the statistics of the rollout: these move
-after it.
+only what the value has of its own is fitted; a ValueError where that is nothing. Under "running"
+observation_normalization the bound is on the step at the statistics of the rollout: they move after it.
 
 Differs from the paper: GAE with a value network in place of the returns of whole paths; whitened advantages;
 damping, as in the authors' own program, also under the root; a truncated step bootstraps from the value of

@@ -341,10 +341,9 @@ def _first_states(
     if restored is not None:
         rebuilt = checkpoint.rebuild(program.template(), restored.leaves, restored.path)
         return program.place(program.unhost(rebuilt))
-    states = program.init()
     if init is None:
-        return states
-    hosted = program.fetch(states)
+        return program.init()
+    hosted = program.fetch(program.init())
     return program.place(program.unhost(load.transplant(hosted, Path(init or ""), init_member)))
 
 

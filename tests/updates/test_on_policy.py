@@ -297,6 +297,7 @@ A2C_FIELDS: dict[str, Any] = {
         {"optimizer": "rmsprop", "schedule": "linear"},
         {
             "optimizer": "adam",
+            "max_grad_norm": 100.0,
             "schedule": "cosine",
             "advantage_normalization": "batch",
             "observation_normalization": "running",
@@ -324,7 +325,7 @@ def test_two_cycles_of_pqn() -> None:
         num_epochs=4,
         num_minibatches=1,
     )
-    params, adam = numeric.wide({"q": POLICY}), Adam(1e-8)
+    params, adam, norms = numeric.wide({"q": POLICY}), Adam(1e-8), []
     for iteration, each in enumerate(TAPES, FIRST):
         best = lambda obs, params=params: (np.asarray(obs, np.float64) @ params["q"]).max(-1)
         target = np.zeros((T, N))
@@ -346,7 +347,9 @@ def test_two_cycles_of_pqn() -> None:
             return ((q[np.arange(T * N), each.action.reshape(-1)] - target.reshape(-1)) ** 2).mean() / 2
 
         for _ in range(4):
-            gradients = numeric.clipped(numeric.gradient(loss, params), 0.5)
+            gradients = numeric.gradient(loss, params)
+            norms.append(np.linalg.norm(gradients["q"]))
+            gradients = numeric.clipped(gradients, 0.5)
             adaptive = adam.direction(gradients)["q"]
             t, last = adam.count, 2 / (1 - 0.999) - 1
             length = last - 2 * t * 0.999**t / (1 - 0.999**t)
@@ -356,6 +359,7 @@ def test_two_cycles_of_pqn() -> None:
                 size = (length - 4) * (length - 2) * last / ((last - 4) * (last - 2) * length)
                 direction = np.sqrt(size) * adaptive
             params = {"q": params["q"] - 0.2 * (1 - iteration / 10) * direction}
+    assert min(norms) < 0.5 < max(norms), "all gradients were clipped, or none"
     found = cycles(pqn, config, Q_NETWORK, TAPES).params
     numeric.agree(found, params, numeric.wide({"q": POLICY}))
 
