@@ -223,7 +223,6 @@ class Task(NamedTuple):
     learn: PyTree
     held_out: PyTree  # the same, never learnt from
     params: PyTree = None  # of a model to start from, or to adapt
-    host: bool = False
     tokenizer: Any = None  # a rljax.text.Tokenizer, which a run keeps
     model: LanguageModel | None = None  # of `params`; None: one of the Config's sizes
     generation: Any = None  # how that model wants to be sampled from, models.huggingface.Generation

@@ -194,7 +194,7 @@ def test_what_a_run_lacks_is_one_line(
 def test_a_model_of_ones_own_that_a_checkpoint_can_describe_is_kept(data: Path, tmp_path: Path) -> None:
     model, params, tokenizer, generation = text.load_pretrained(data / "model")
     read = sft.read(corpus(data), sft.Config(**CONFIG))
-    task = Task("own", 40, read.learn, read.held_out, params, False, tokenizer, model, generation)
+    task = Task("own", 40, read.learn, read.held_out, params, tokenizer, model, generation)
     described = folder.describe(load.setup("sft", task, CONFIG, None, {}), {}, [0], 1, False)
     assert described["own"] == ["env", "model"]
     folder.keep(tmp_path, task)
