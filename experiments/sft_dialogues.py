@@ -39,7 +39,7 @@ def write(data: str, path: Path) -> None:
 def main(data: str, model: str, out: str = "runs/sft-dialogues") -> None:
     path = Path(tempfile.mkdtemp()) / "dialogues.jsonl"
     write(data, path)
-    corpus = text.Corpus(path, model=model)
+    corpus = text.Corpus(path, model=model, long="split")  # long pairs too, as for the numbers above
     grid = {"learning_rate": RATES}
     found = rljax.sweep("sft", corpus, grid, CONFIG, seeds=SEEDS, out=out, evaluation_episodes=10_000)
     mean = lambda rate: sum(m["loss"] for m in found.members if m["learning_rate"] == rate) / SEEDS

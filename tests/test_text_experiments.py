@@ -184,7 +184,7 @@ def test_what_is_asked_of_a_model(
 ) -> None:
     module, data = load(FOLDER / "pretrain_stories.py"), tmp_path / "input.txt"
     data.write_text(WORDS * 20)
-    module.CONFIG = module.CONFIG.replace(length=16, batch_size=4)
+    module.CONFIG = module.CONFIG.replace(length=24, batch_size=4)
     module.main(str(data), str(model), str(tmp_path / "run"))
     rates = [call.arguments["config"].learning_rate for call in asked]
     assert rates == [1e-12, module.CONFIG.learning_rate]
@@ -218,7 +218,7 @@ def test_what_is_asked_of_dialogues(
     tmp_path: Path, turns: Path, model: Path, asked: list[Call], capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = load(FOLDER / "sft_dialogues.py")
-    module.CONFIG = module.CONFIG.replace(length=16, batch_size=4)
+    module.CONFIG = module.CONFIG.replace(length=24, batch_size=4)
     module.write(str(turns), tmp_path / "pairs.jsonl")
     lines = (tmp_path / "pairs.jsonl").read_text().splitlines()
     assert len(lines) == 12 * 3

@@ -138,7 +138,8 @@ def test_a_conversation_is_a_prompt_and_a_completion() -> None:
     assert examples.turns(talking, [user], "yo") == (ids("uhi.a"), ids("yo."))
     assert examples.turns(talking, [user], [answer]) == (ids("uhi.a"), ids("yo."))
     records = [{"messages": [user, answer]}, {"prompt": [user], "completion": "yo"}]
-    for record in [*records, {"prompt": [user], "completion": [answer]}]:
+    shared = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]  # as ShareGPT has it
+    for record in [*records, {"prompt": [user], "completion": [answer]}, {"conversations": shared}]:
         found = data.example(record, talking)
         assert found.tokens.tolist() == ids("uhi.ayo.")
         assert found.mask.tolist() == [False] * 5 + [True] * 3

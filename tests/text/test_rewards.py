@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rljax import text
 from rljax.text import rewards
@@ -324,6 +326,12 @@ def test_ready_rewards() -> None:
         rewards.pattern("(")
     with pytest.raises(ValueError, match="reward numeric_answer: a record of the task has no field answer"):
         ask(rewards.numeric_answer(), ["1"], [{"completion": "1"}])
+
+
+@given(st.text(alphabet="0123456789.,eE/$+-#% \u2212\u0663a", max_size=30))
+def test_whatever_a_policy_writes_is_read(string: str) -> None:
+    found = rewards.number(string)
+    assert found is None or isinstance(found, float)
 
 
 def test_a_number_beyond_all_is_a_wrong_answer_and_no_failure() -> None:

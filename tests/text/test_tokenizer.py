@@ -626,6 +626,15 @@ def test_missing_files_are_one_line(tmp_path) -> None:
         huggingface.load_folder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "spiece.model"])
+def test_sentence_pieces_without_the_package_say_what_to_install(tmp_path, monkeypatch, name) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(huggingface, "find_spec", lambda package: None)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"SentencePiece model .{name}.: pip install sentencepiece"):
+        text.load_tokenizer(tmp_path)
+
+
 def test_a_repository_without_network_says_how_to_go_on(monkeypatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
 

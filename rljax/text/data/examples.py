@@ -122,7 +122,7 @@ def turn_end(tokenizer: Tokenizer) -> int | None:
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         last = turns(tokenizer, talk[:1], talk[1:])[1][-1]
-    except ValueError:
+    except (ValueError, ImportError):  # no template, or nothing that renders it
         return None
     return None if tokenizer.decode([last], skip_special_tokens=True) else last
 
