@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-Number = float | Float[Array, ""]
+Number = int | float | Float[Array, ""]
 
 
 class Noise(NamedTuple):
