@@ -641,10 +641,7 @@ BREAKS = (
         "runs/loop.py",
         "name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c)",
         "name: (t, c)",
-        (
-            "tests/runs/test_log.py",
-            "tests/runs/test_train.py",
-        ),
+        ("tests/runs/test_rows.py",),
         "a row tells of its last chunk only",
     ),
     Break(
