@@ -173,7 +173,7 @@ def test_a_noisy_policy_is_the_actor_when_greedy_and_clipped_when_not() -> None:
         ({"architecture": "mpl"}, "architecture = 'mpl'.*did you mean mlp"),
         ({"architecture": "cnn"}, "'cnn'.*height, width, channels.*'mlp'"),
         ({"activation": "Relu"}, "activation = 'Relu'.*did you mean relu"),
-        ({"hidden_sizes": [64]}, "hidden_sizes.*tuple of positive integers"),
+        ({"hidden_sizes": (64, -1)}, "hidden_sizes.*tuple of positive integers"),
     ],
 )
 @pytest.mark.parametrize("make", [models.deterministic_actor, models.gaussian_actor])
