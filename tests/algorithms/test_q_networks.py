@@ -145,7 +145,7 @@ def test_initial_kernels_have_the_variance_of_their_inputs() -> None:
 
 
 def test_wrong_fields_are_named() -> None:
-    for fields in ({"head": "duelling"}, {"hidden_normalization": "batch"}, {"hidden_sizes": [3]}):
+    for fields in ({"head": "duelling"}, {"hidden_normalization": "batch"}, {"hidden_sizes": (0,)}):
         for make in (models.q_network, models.implicit_quantile_network):
             with pytest.raises(ValueError, match=next(iter(fields))) as caught:
                 make(VECTOR, 2, config(**fields))

@@ -1,6 +1,7 @@
 """pretrain and sft: the losses they say they lower, resume, sweeps, adapters on a shared base."""
 
 import json
+import signal
 from typing import Any
 
 import jax
@@ -137,7 +138,7 @@ def stop_after(iterations: int, train: Any) -> None:
         for chunk in inner(program, states, start, total, [*every, iterations], **rest):
             yield chunk
             if chunk[1].iteration == iterations:
-                rest["stop"].set()
+                signal.raise_signal(signal.SIGINT)
                 return
 
     with pytest.MonkeyPatch.context() as patch:
