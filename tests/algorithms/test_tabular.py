@@ -379,7 +379,7 @@ def test_no_uniform_number_draws_an_impossible_action(
     """Sums of float32 that end below 1: ten rows of random probabilities with zeros at both ends."""
     rows = np.random.default_rng(0).dirichlet(np.ones(7), 1000).astype(np.float32)
     rows = np.pad(rows, ((0, 0), (2, 3)))
-    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, extreme, jnp.float32))
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.full(shape, extreme, dtype))
     drawn = np.asarray(tables.draw(jax.random.key(0), jnp.asarray(rows)))
     assert (rows[np.arange(1000), drawn] > 0).all()
 
