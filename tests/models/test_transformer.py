@@ -418,7 +418,7 @@ def test_more_tokens_than_learned_positions_are_refused() -> None:
     with pytest.raises(ValueError, match="17 tokens: the model has 16 learned positions"):
         model.forward(params, np.zeros((1, 17), np.int32))
     with pytest.raises(ValueError, match="17 tokens"):
-        model.prefill(params, TOKENS, np.ones((2, 9), bool), 17)
+        model.prefill(params, TOKENS, np.ones((2, 9), bool), 18)
 
 
 def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones() -> None:
