@@ -119,6 +119,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.number(config, "discount", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
+    vector.rollout_size(env, config)  # checks that it fits
     length = config.num_steps if env.max_steps is None else min(config.num_steps, env.max_steps)
     checks.whitened(config, config.num_envs * length)
     head = policy_head(env.action_space, config.action_distribution)
