@@ -29,6 +29,7 @@ import optax
 from flax import struct
 
 from rljax import checks
+from rljax.envs import vector
 from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
