@@ -165,8 +165,8 @@ def check_env(env: Env) -> PyTree:
     for name, value in zip(("reward", "terminated", "truncated"), after[2:], strict=True):
         right = "a number" if name == "reward" else "a bool"
         fits = isinstance(value, _Leaf) and value.shape == ()
-        kind = jnp.bool_ if name != "reward" else jnp.number
-        if not fits or not (jnp.issubdtype(value.dtype, kind) or (name == "reward" and value.dtype == bool)):
+        kinds = (jnp.floating, jnp.integer, jnp.bool_) if name == "reward" else (jnp.bool_,)
+        if not fits or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
             told = f"{value.dtype} {value.shape}" if isinstance(value, _Leaf) else type(value).__name__
             raise ValueError(f"{env.name}: step gives {told} as {name}: must be {right} of shape ()")
     return observation

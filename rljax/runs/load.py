@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
-from rljax.envs import contract
 from rljax.runs import checkpoint, engine, folder, foreign, presets, problems, stored
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
 
@@ -100,8 +99,6 @@ def setup(
     if steps is not None:
         config = config.replace(total_steps=steps)
     config = _sound(config)
-    if own and isinstance(world, Env):
-        contract.check(world)
     if isinstance(world, corpus):
         world, own = module.read(world, config), False
     if isinstance(world, problem):
@@ -212,8 +209,6 @@ def description(
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
-    if isinstance(env, Env):
-        contract.check(env)
     module, config, swept = stored.configured(run, told)
     start = problems.Start(**told["start"]) if told.get("start") else None
     world = _world(told, module, config, problems.tokenizer_of(start, Path(run))) if env is None else env

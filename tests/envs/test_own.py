@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import envs, types
-from rljax.envs import contract
-from rljax.runs import load
+from rljax import envs, ppo, types
+from rljax.models import contract
 from rljax.types import Box, Discrete, Env, MultiDiscrete
 
 
@@ -46,39 +45,39 @@ def own(**changes: Any) -> Env:
     [
         (
             own(terminated=jnp.int32(1)),
-            "step gives terminated as int32 of shape (): must be bool of shape ()",
+            "step gives int32 () as terminated: must be a bool of shape ()",
         ),
         (
             own(truncated=jnp.zeros(1, bool)),
-            "step gives truncated as bool of shape (1,): must be bool of shape ()",
+            "step gives bool (1,) as truncated: must be a bool of shape ()",
         ),
         (
             own(reward=jnp.ones(1)),
-            "step gives the reward float32 of shape (1,): must be float32 of shape ()",
+            "step gives float32 (1,) as reward: must be a number of shape ()",
         ),
         (
             own(state=jnp.float32(1)),
-            "state is int32 of shape () after reset and float32 of shape () after a step",
+            "the state is int32 () after reset and float32 () after step: give both the same",
         ),
         (
             own(more=1),
-            "step returns 6 values: must be (observation, state, reward, terminated, truncated)",
+            "step must return (observation, state, reward, terminated, truncated), not 6 values",
         ),
         (
             own()._replace(observation_space=Box(-1.0, 1.0, (3,))),
-            "an observation has the shapes (2,), its space (3,): must be the same",
+            "the observation has shape (2,), its space says (3,)",
         ),
         (own()._replace(reset=lambda key: 1 / 0), "reset fails: ZeroDivisionError: division by zero"),
     ],
 )
 def test_an_own_environment_is_looked_at_before_anything_is_compiled(env: Env, line: str) -> None:
-    assert refusal(load.setup, "ppo", env, None, None, {}) == f"own: {line}"
+    assert refusal(ppo.make, env, ppo.Config()) == f"own: {line}"
 
 
 def test_the_environments_of_the_tests_keep_the_contract() -> None:
-    contract.check(own())
+    contract.check_env(own())
     for name in ("CartPole-v1", "Pendulum-v1", "FrozenLake-tabular"):
-        contract.check(envs.make(name))
+        contract.check_env(envs.make(name))
 
 
 @pytest.mark.parametrize(
