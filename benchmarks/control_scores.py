@@ -93,6 +93,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=tables.RESULTS / "control_scores.json", help="the results file"
     )
     parser.add_argument(
+        "--busy", action="store_true", help="the machine does other work, so leave out the seconds"
+    )
+    parser.add_argument(
         "--table", type=Path, metavar="JSON", help="print the table of a results file, and train nothing"
     )
     parser.add_argument(
@@ -115,6 +118,8 @@ def run(arguments: argparse.Namespace) -> None:
     for row in arguments.rows:
         row = row._replace(seeds=arguments.seeds or row.seeds, steps=int(arguments.steps or row.steps))
         result = measure(row)
+        if arguments.busy:
+            result |= {"seconds": None, "compile_seconds": None, "steps_per_second": None}
         path: Path = arguments.out
         content = tables.read(path) if path.is_file() else {"benchmark": "control_scores", "rows": {}}
         content["rows"][row.name] = result
@@ -183,8 +188,8 @@ def table(content: dict[str, Any]) -> str:
                 " to ".join(map(number, scores["ci95"])) if scores["ci95"] else "–",
                 f"{number(min(known))} to {number(max(known))}" if known else "–",
                 "–" if row["target"] is None else f"{row['target']:g} {'met' if row['met'] else 'missed'}",
-                f"{row['seconds']:,.0f}",
-                f"{row['steps_per_second'] / 1e3:,.0f}k",
+                "–" if row["seconds"] is None else f"{row['seconds']:,.0f}",
+                "–" if row["steps_per_second"] is None else f"{row['steps_per_second'] / 1e3:,.0f}k",
             ]
         )
     devices = sorted({row["device"] for _, row in found})

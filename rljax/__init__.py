@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from rljax import backend as _backend
+from rljax.runs import stopping as _stopping
 
 if TYPE_CHECKING:
     from rljax import envs as envs
@@ -108,7 +109,7 @@ _ALGORITHMS = (
 
 
 def __getattr__(name: str) -> Any:
-    with _backend.importing:
+    with _stopping.stoppable("interrupted while importing"), _backend.importing:
         if name in _FUNCTIONS:
             return getattr(importlib.import_module(_FUNCTIONS[name]), name)
         if name in _MODULES:

@@ -1,5 +1,6 @@
 """What goes wrong while a run is under way: a full disk, Ctrl-C, NaN. One line each, and nothing is lost."""
 
+import importlib
 import logging
 import os
 import resource
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,27 @@ def test_ctrl_c_of_a_process(tmp_path: Path) -> None:
     total = 10**9 // PER_ITERATION
     assert told.startswith(f"KeyboardInterrupt: stopped at iteration {iteration} of {total}; checkpoint ")
     assert rows(run)[-1]["iteration"] == iteration
+
+
+def test_ctrl_c_that_a_callback_swallows_while_importing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def importing(name: str) -> Any:
+        with suppress(KeyboardInterrupt):  # as the garbage collector does with JAX's callback
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(importlib, "import_module", importing)
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted while importing$"):
+        rljax.__getattr__("ppo")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_after_the_command_keeps_its_exit_status(signum: int) -> None:
+    code = (
+        "import atexit, os, sys; from rljax.__main__ import command; sys.argv = ['rljax', 'trian']; "
+        f"atexit.register(os.kill, os.getpid(), {int(signum)}); command()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "KeyboardInterrupt" not in done.stderr
 
 
 @pytest.mark.parametrize("stage", ["build", "prepare", "first states", "compiled"])
