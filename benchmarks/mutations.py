@@ -31,6 +31,7 @@ ON_POLICY = "tests/updates/test_on_policy.py"
 REPLAY = "tests/updates/test_replay_methods.py"
 TEXT = "tests/updates/test_text.py"
 SCHEDULES = "tests/updates/test_schedules.py"
+ROWS = "tests/runs/test_rows.py"
 
 
 class Break(NamedTuple):
@@ -641,7 +642,7 @@ BREAKS = (
         "runs/loop.py",
         "name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c)",
         "name: (t, c)",
-        ("tests/runs/test_rows.py",),
+        (ROWS,),
         "a row tells of its last chunk only",
     ),
     Break(
@@ -676,10 +677,7 @@ BREAKS = (
         "runs/cycle.py",
         "return jax.random.fold_in(jax.random.fold_in(run_key, iteration), retry)",
         "return jax.random.fold_in(run_key, retry)",
-        (
-            "tests/algorithms/test_contract.py",
-            "tests/runs/test_train.py",
-        ),
+        (ROWS,),
         "every iteration draws the same numbers",
     ),
     Break(
@@ -687,7 +685,7 @@ BREAKS = (
         "runs/engine.py",
         "fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree))",
         "fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:1], hosted(tree))",
-        ("tests/runs/test_train.py",),
+        (ROWS,),
         "only one seed is told of",
     ),
 )
