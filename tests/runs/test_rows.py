@@ -12,7 +12,7 @@ import pytest
 from flax import struct
 
 from rljax.runs import cycle, engine, loop
-from rljax.types import Algorithm, Mean, Policy
+from rljax.types import Algorithm, Box, Discrete, Env, Mean, Policy
 
 
 class Metrics(NamedTuple):
@@ -85,3 +85,27 @@ def test_every_member_iteration_and_retry_draws_other_numbers() -> None:
 def test_a_key_belongs_to_one_iteration_and_retry() -> None:
     keys = [cycle.iteration_key(jax.random.key(0), jnp.int32(i), j) for i in range(4) for j in range(3)]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 12
+
+
+def test_rows_of_a_resumed_run_are_where_those_of_a_whole_one_are() -> None:
+    advance = lambda states, n, retry: (states, Metrics(Mean(np.ones(1), np.ones(1))), np.full(1, -1))
+    program: Any = SimpleNamespace(advance=advance, fetch=lambda tree: tree)
+    rows = [row.iteration for _, row in loop.advance(program, (), 2, 8, [3, 0])]
+    assert rows == [3, 6, 8]
+
+
+def test_an_evaluation_has_keys_of_its_own() -> None:
+    """The reward is a random number of the step: those of the iteration of the same number are others."""
+    reset = lambda key: (jnp.zeros(1), jnp.int32(0))
+    step = lambda key, state, action: (
+        jnp.zeros(1), state, jax.random.uniform(key), jnp.bool_(True), jnp.bool_(False)
+    )  # fmt: skip
+    env = Env("random", reset, step, Box(-1.0, 1.0, (1,)), Discrete(2), max_steps=1)
+    policy = Policy(tuple, lambda key, obs, carry, greedy: (jnp.zeros(len(obs), jnp.int32), carry))
+    make = lambda *arguments: drawing(*arguments)._replace(policy=lambda state: policy)
+    program = engine.build(make, env, Config(), {}, [5])
+    run_key = jax.random.split(jax.random.key(5))[1]
+    for salt in (0, 3):
+        found = program.fetch(program.evaluate(program.init(), salt, 4))[0]
+        key = jax.random.fold_in(jax.random.fold_in(run_key, 2**31 - 1), salt)
+        np.testing.assert_array_equal(found[0], engine.episodes(env, policy, key, 4, True)[0])
