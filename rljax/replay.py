@@ -156,12 +156,13 @@ def _prioritized(config: Any, gap: int) -> Replay:
     def sample(key: Key, ring: Ring, time: Array, progress: Array) -> Batch:
         tree, total = ring.priorities, ring.priorities.top.sum()
         spread = jax.random.uniform(key, (config.batch_size,), jnp.float32)
-        strata = jnp.arange(config.batch_size, dtype=jnp.float32) + spread
+        width = total / config.batch_size
+        strata = jnp.arange(config.batch_size, dtype=jnp.float32) * width
         top = jnp.broadcast_to(tree.top[None], (config.batch_size, fan))
-        block, rest = _descend(top, strata * (total / config.batch_size))
-        inner, rest = _descend(tree.blocks.reshape(-1, fan)[block], rest)
+        block, rest = _descend(top, strata, spread * width)
+        inner, rest = _descend(tree.blocks.reshape(-1, fan)[block], rest, jnp.zeros_like(rest))
         block = block * fan + inner
-        inner, _ = _descend(tree.leaves.reshape(-1, fan)[block], rest)
+        inner, _ = _descend(tree.leaves.reshape(-1, fan)[block], rest, jnp.zeros_like(rest))
         index = block * fan + inner
         batch = _gather(ring, index, time, config, gap)
         exponent = config.importance_exponent + (1 - config.importance_exponent) * jnp.clip(progress, 0, 1)
@@ -274,14 +275,18 @@ def _set_priorities(tree: Priorities, index: Array, values: Array) -> Priorities
     return tree._replace(leaves=leaves, blocks=blocks, top=blocks.reshape(-1, fan).sum(axis=-1))
 
 
-def _descend(weights: Array, mass: Array) -> tuple[Array, Array]:
-    """Per row of weights (B, K): the first entry whose cumulative sum exceeds `mass` (B,), and what is left.
+def _descend(weights: Array, start: Array, offset: Array) -> tuple[Array, Array]:
+    """Per row of weights (B, K): the first entry whose cumulative sum exceeds start + offset, both (B,), and
+    what is left there.
 
-    Never an entry of weight 0, which rounding alone could reach.
+    They are two numbers because their sum would be rounded: of a million transitions of priority 1 to a
+    sixteenth of one of them, of ten million to a whole one. Never an entry of weight 0, which rounding alone
+    could reach.
     """
     cumulative = jnp.cumsum(weights, axis=-1)
     entry = jax.lax.broadcasted_iota(jnp.int32, weights.shape, 1)
     last = jnp.max(jnp.where(weights > 0, entry, 0), axis=-1, keepdims=True)
-    chosen = jnp.min(jnp.where((weights > 0) & (cumulative > mass[:, None]), entry, last), axis=-1)
-    before = jnp.sum(jnp.where(entry < chosen[:, None], weights, 0.0), axis=-1)
-    return chosen, mass - before
+    exceeds = cumulative - start[:, None] > offset[:, None]
+    chosen = jnp.min(jnp.where((weights > 0) & exceeds, entry, last), axis=-1)
+    before = jnp.max(jnp.where(entry < chosen[:, None], cumulative, 0.0), axis=-1)
+    return chosen, (start - before) + offset

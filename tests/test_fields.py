@@ -107,7 +107,7 @@ class Row(NamedTuple):
 SMALL = {"hidden_sizes": (4,), "num_envs": 4, "num_steps": 4}
 ON_POLICY = {
     **SMALL, "total_steps": 64.0, "learning_rate": 0.05, "discount": 0.9, "entropy_coefficient": 0.1,
-    "observation_normalization": "running",
+    "observation_normalization": "running", "policy_gain": 0.5,
 }  # fmt: skip
 REPLAY = {
     **SMALL, "num_envs": 2, "total_steps": 60.0, "learning_starts": 16, "batch_size": 4, "buffer_size": 48,
@@ -118,6 +118,7 @@ VALUED = {
     **REPLAY, "target_every": 1, "epsilon_start": 0.9, "epsilon_end": 0.3, "exploration_fraction": 0.9,
     "num_steps": 8, "total_steps": 100.0, "max_grad_norm": 0.1, "adam_epsilon": 0.01,
 }  # fmt: skip
+CONTINUOUS = {"noise": "ornstein-uhlenbeck", "policy_gain": 0.5}
 MUNCHAUSEN = {"target": "munchausen", "entropy_temperature": 0.5, "munchausen_low": -0.3}
 TABULAR = {
     "num_envs": 2, "num_steps": 8, "total_steps": 60.0, "discount": 0.9, "initial_value": 0.4,
@@ -180,13 +181,13 @@ TABLE = {
             "hidden_sizes": (4, 4),
         },
     ),
-    "ddpg": Row("ddpg", lambda: walk(True), {**REPLAY, "noise": "ornstein-uhlenbeck"}),
+    "ddpg": Row("ddpg", lambda: walk(True), {**REPLAY, **CONTINUOUS}),
     "td3": Row(
         "td3",
         lambda: walk(True),
-        {**REPLAY, "noise": "ornstein-uhlenbeck", "target_noise": 0.6, "target_noise_clip": 0.4},
+        {**REPLAY, **CONTINUOUS, "target_noise": 0.6, "target_noise_clip": 0.4},
     ),
-    "sac": Row("sac", lambda: walk(True), {**REPLAY, "noise": "ornstein-uhlenbeck"}),
+    "sac": Row("sac", lambda: walk(True), {**REPLAY, **CONTINUOUS}),
     "discrete_sac": Row("discrete_sac", lambda: walk(False), REPLAY),
     "q_learning": Row("q_learning", table, EXPLORING),
     "sarsa": Row("sarsa", table, EXPLORING),
@@ -267,6 +268,7 @@ ELSEWHERE = {
 # What of the State `init` makes of a leaf.
 AT_THE_START = {
     "initial_log_std": ("params",),
+    "policy_gain": ("params", "target_params"),
     "initial_temperature": ("params",),
     "initial_value": ("params",),
     "epsilon_start": ("action",),  # of SARSA, which chooses before it acts

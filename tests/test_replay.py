@@ -204,6 +204,30 @@ def test_priorities_are_probabilities_and_weights_correct_for_them(size: int) ->
     np.testing.assert_allclose(batch.weight, weight / weight.max(), rtol=1e-3)
 
 
+def test_a_draw_tells_single_transitions_of_a_large_replay_apart() -> None:
+    """Four million transitions, every other one worth 0.1 and the rest 1.9: 5 in 100 draws are of the former.
+
+    One float32 for a place among them, up to 2²², has steps of a quarter: 12 in 100 were.
+    """
+    num_envs, rows, draws = 2**11, 2**11, 2**16
+    made_for = config(replay="prioritized", buffer_size=num_envs * rows, batch_size=draws, num_envs=num_envs)
+    made = replay.KINDS["prioritized"](made_for, 7)
+    ring = made.init(jnp.zeros((num_envs, 1), jnp.int8), jnp.zeros(num_envs, jnp.int8))
+    fan = ring.priorities.top.size
+    leaves = np.zeros(fan**3, np.float32)
+    leaves[: num_envs * rows] = np.where(np.arange(num_envs * rows) % 2, 1.9, 0.1)
+    blocks = leaves.reshape(-1, fan).sum(1, dtype=np.float64)
+    tree = leaves, blocks, blocks.reshape(-1, fan).sum(1)
+    tree = [jnp.asarray(level, jnp.float32) for level in tree]
+    ring = ring._replace(priorities=replay.Priorities(*tree, jnp.float32(2)))
+    batch = jax.jit(made.sample)(jax.random.key(1), ring, jnp.int32(rows), jnp.float32(0))
+    index = np.asarray(batch.index)
+    assert index.min() < 1000
+    assert index.max() > num_envs * rows - 1000
+    assert abs((index % 2 == 0).mean() - 0.05) < 5 * (0.05 * 0.95 / draws) ** 0.5
+    assert (np.diff(index) >= 0).all()  # strata, from the first transition to the last
+
+
 def test_of_a_transition_named_twice_the_larger_priority_counts() -> None:
     made = replay.KINDS["prioritized"](config(), 7)
     ring = Stream(2, 7, 100, seed=3).play(made)

@@ -52,6 +52,8 @@ class Config:
     num_steps: int = struct.field(pytree_node=False, default=5)  # per rollout of each environment
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="tanh")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="orthogonal")
+    policy_gain: float | None = None
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     torso: Literal["separate", "shared"] = struct.field(pytree_node=False, default="separate")
     action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")

@@ -11,7 +11,7 @@ or Ornstein-Uhlenbeck, clipped to the bounds; the first `learning_starts` steps 
 num_steps rows of num_envs environments, each `train_every` of them followed by num_updates minibatches.
 
 Differs from the paper: actions enter the critic in its first layer; no weight decay and no batch
-normalisation (see observation_normalization); layers are initialised orthogonally; a truncated step
+normalisation (see observation_normalization); orthogonal kernels (see initialization); a truncated step
 bootstraps from its true final observation.
 """
 
@@ -60,6 +60,8 @@ class Config:
     n_step: int = struct.field(pytree_node=False, default=1)
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="silu")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="orthogonal")
+    policy_gain: float | None = None
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     noise: Literal["gaussian", "ornstein-uhlenbeck"] = struct.field(pytree_node=False, default="gaussian")
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")

@@ -51,6 +51,7 @@ class Config:
     num_minibatches: int = struct.field(pytree_node=False, default=16)
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="relu")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="lecun")
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     head: Literal["plain", "dueling"] = struct.field(pytree_node=False, default="plain")
     hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="layer")

@@ -53,6 +53,7 @@ class Config:
     n_step: int = struct.field(pytree_node=False, default=3)
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="relu")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="lecun")
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="dueling")
     hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")

@@ -65,6 +65,8 @@ class Config:
     n_step: int = struct.field(pytree_node=False, default=1)
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="silu")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="orthogonal")
+    policy_gain: float | None = None
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     temperature: Literal["automatic", "fixed"] = struct.field(pytree_node=False, default="automatic")
     noise: Literal["gaussian", "ornstein-uhlenbeck"] = struct.field(pytree_node=False, default="gaussian")

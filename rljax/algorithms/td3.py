@@ -10,8 +10,8 @@ networks, and w the importance weights of a prioritised replay (1 for a uniform 
 noise, clipped to the bounds; the first `learning_starts` steps are uniform. One step is num_steps rows of
 num_envs environments, each `train_every` of them followed by num_updates minibatches.
 
-Differs from the paper: noise may be Ornstein-Uhlenbeck; layers are initialised orthogonally; truncated steps
-bootstrap from true final observations. Noise and its bounds are in units of an action space [−1, 1].
+Differs from the paper: noise may be Ornstein-Uhlenbeck; orthogonal kernels (see initialization); truncated
+steps bootstrap from true final observations. Noise and its bounds are in units of an action space [−1, 1].
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Config:
     n_step: int = struct.field(pytree_node=False, default=1)
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="silu")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="orthogonal")
+    policy_gain: float | None = None
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     noise: Literal["gaussian", "ornstein-uhlenbeck"] = struct.field(pytree_node=False, default="gaussian")
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")

@@ -16,8 +16,7 @@ only what the value has of its own is fitted; a ValueError where that is nothing
 observation_normalization the bound is on the step at the statistics of the rollout: they move after it.
 
 Differs from the paper: GAE with a value network in place of the returns of whole paths; whitened advantages;
-damping, as in the authors' own program, also under the root; a truncated step bootstraps from the value of
-its true final observation.
+damping, as in the authors' program, also under the root; truncated steps bootstrap from final observations.
 """
 
 from __future__ import annotations
@@ -60,6 +59,8 @@ class Config:
     num_minibatches: int = struct.field(pytree_node=False, default=4)  # value steps of each pass
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))
     activation: str = struct.field(pytree_node=False, default="tanh")
+    initialization: Literal["orthogonal", "lecun"] = struct.field(pytree_node=False, default="orthogonal")
+    policy_gain: float | None = None
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     action_distribution: Literal["gaussian", "tanh"] = struct.field(pytree_node=False, default="gaussian")
     initial_log_std: float = 0.0  # of a Gaussian policy
@@ -156,7 +157,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
         part, part_old = jax.tree.map(lambda x: x[:: config.fisher_stride], (obs, old))
         part_kl = lambda params: distribution.kl(part_old, network.apply(params, part)[0]).mean()
-        fisher = jax.linearize(jax.grad(part_kl), params)[1]
+        with jax.default_matmul_precision("highest"):  # conjugate gradients add its errors up
+            fisher = jax.linearize(jax.grad(part_kl), params)[1]
         damped = lambda vector: optimization.move(fisher(vector), config.damping, vector)
 
         before, gradient = jax.value_and_grad(objective)(params)
@@ -171,8 +173,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         full = jax.tree.map(lambda x: length * x, direction)
         limits = config.line_search_factor, config.line_search_steps
         params, *search = optimization.backtracking(accept, params, full, *limits)
-        new = parameters(params)
-        kl, entropy = distribution.kl(old, new), distribution.entropy(new, key)
+        kl, entropy = distribution.kl(old, parameters(params)), distribution.entropy(parameters(params), key)
         told = objective(params) - before, kl, entropy, *search, optax.tree.norm(gradient)
         return params, list(map(Mean.of, told))
 
@@ -206,7 +207,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         return params, opt_state, Mean.of(errors)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        rollout_key, shuffle_key, entropy_key = jax.random.split(key, 3)
+        rollout_key, shuffle_key, bonus_key = jax.random.split(key, 3)
         see = lambda obs: observe.apply(state.normalizer, obs)
         forward = lambda obs: network.apply(state.params, see(obs))
 
@@ -230,8 +231,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             advantage = masked.whiten(advantage)
 
         obs = see(steps.obs)
-        params, told = improve(entropy_key, state.params, obs, steps.action, advantage)
-        gain, kl, entropy, *search = told
+        params, (gain, kl, entropy, *rest) = improve(bonus_key, state.params, obs, steps.action, advantage)
         flat = jax.tree.map(lambda x: x.reshape(batch_size, *x.shape[2:]), (obs, target))
         params, opt_state, error = fit(shuffle_key, params, state.opt_state, *flat)
         state = State(
@@ -242,7 +242,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             scaler=scale,
             iteration=state.iteration + 1,
         )
-        return state, Metrics(*episodes, gain, kl, entropy, error, *search)
+        return state, Metrics(*episodes, gain, kl, entropy, error, *rest)
 
     def policy(state: State) -> Policy:
         return head.policy(lambda obs: network.apply(state.params, observe.apply(state.normalizer, obs))[0])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rljax import checks
 from rljax.models import observations
 from rljax.models.heads import Head
-from rljax.models.layers import ACTIVATIONS, CNN, MLP, Dense, orthogonal
+from rljax.models.layers import ACTIVATIONS, CNN, INITIALIZATIONS, MLP, Dense, policy_gain
 from rljax.types import Array, Key, Network, PyTree, Space
 
 
@@ -21,6 +21,8 @@ class _ActorCritic(nn.Module):
 
     make_torso: Callable[[], nn.Module]
     torso: str
+    initialization: str
+    policy_gain: float
     size: int
     continuous: bool
     initial_log_std: float
@@ -29,8 +31,9 @@ class _ActorCritic(nn.Module):
     def __call__(self, x: Array) -> tuple[Any, Array]:
         actor = self.make_torso()(x)
         critic = actor if self.torso == "shared" else self.make_torso()(x)
-        policy = Dense(self.size, orthogonal(0.01), name="policy")(actor).T
-        value = Dense(1, orthogonal(1.0), name="value")(critic)[0]
+        kernel = INITIALIZATIONS[self.initialization].dense
+        policy = Dense(self.size, kernel(self.policy_gain), name="policy")(actor).T
+        value = Dense(1, kernel(1.0), name="value")(critic)[0]
         if not self.continuous:
             return policy, value
         constant = nn.initializers.constant(self.initial_log_std)
@@ -53,13 +56,15 @@ def actor_critic(observation_space: Space, head: Head, config: Any) -> Network:
     shape.
 
     Policy parameters are logits (..., A), or for a continuous head (mean (..., A), log_std (..., A)) with a
-    state-independent log_std; the value is (...). Orthogonal initialisation with gain √2 in the hidden
-    layers, 0.01 before the policy, 1 before the value.
+    state-independent log_std; the value is (...). Kernels start as `initialization` says, see
+    `layers.INITIALIZATIONS`: "orthogonal" with gain √2 in the hidden layers, 0.01 before the policy and 1
+    before the value, or "lecun", which is Flax's default everywhere; `policy_gain` replaces the policy's.
 
     Args:
         observation_space: any space for the architecture "mlp", an image (H, W, C) for "cnn".
         head: the policy over the action space.
-        config: has the fields architecture, hidden_sizes, activation, torso and initial_log_std.
+        config: has the fields architecture, hidden_sizes, activation, torso, initialization, policy_gain and
+            initial_log_std.
 
     Raises: ValueError naming the field that is wrong, or where the architecture does not fit the observation
     space.
@@ -69,12 +74,15 @@ def actor_critic(observation_space: Space, head: Head, config: Any) -> Network:
     checks.choice(config, "activation", ACTIVATIONS)
     checks.choice(config, "torso", ("separate", "shared"))
     checks.number(config, "initial_log_std")
+    gain = policy_gain(config)
     if config.architecture == "cnn":
         observations.check_image(observation_space)
     torso, prepare = _ARCHITECTURES[config.architecture]
     module = _ActorCritic(
-        make_torso=lambda: torso(config.hidden_sizes, config.activation),
+        make_torso=lambda: torso(config.hidden_sizes, config.activation, config.initialization),
         torso=config.torso,
+        initialization=config.initialization,
+        policy_gain=gain,
         size=head.size,
         continuous=head.continuous,
         initial_log_std=config.initial_log_std,

@@ -1,8 +1,9 @@
 """The networks of DDPG, TD3 and SAC: policies over continuous actions, and critics that take the action too.
 
 An action enters a critic beside the observation, or for images beside the features of the convolution; the
-actions here are raw, (..., D) in [−1, 1]. Hidden layers are orthogonal with gain √2, a policy's last layer
-with 0.01, so that a run starts in the middle of the action space, a critic's with 1; biases 0.
+actions here are raw, (..., D) in [−1, 1]. Kernels start as `initialization` says, see `layers`: by default
+hidden layers are orthogonal with gain √2, a policy's last layer with 0.01, so that a run starts in the middle
+of the action space, a critic's with 1; biases are 0.
 
 Several critics are one network with an axis of copies in front of its parameters (see `layers`).
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 from rljax import checks
 from rljax.models import observations
-from rljax.models.layers import ACTIVATIONS, CNN, FEW, MLP, Dense, orthogonal
+from rljax.models.layers import ACTIVATIONS, CNN, FEW, INITIALIZATIONS, MLP, Dense, policy_gain
 from rljax.types import Array, Key, Network, Policy, PyTree, Space
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # of `gaussian_actor`, as in Haarnoja et al. 2018's code
@@ -42,21 +43,25 @@ class _Torso(nn.Module):
     architecture: str
     hidden_sizes: tuple[int, ...]
     activation: str
+    initialization: str
 
     @nn.compact
     def __call__(self, x: Array, *beside: Array) -> Array:
         if self.architecture == "cnn":
-            x = CNN((), self.activation)(x)
-        return MLP(self.hidden_sizes, self.activation)(jnp.concatenate([x, *beside]))
+            x = CNN((), self.activation, self.initialization)(x)
+        return MLP(self.hidden_sizes, self.activation, self.initialization)(jnp.concatenate([x, *beside]))
 
 
 class _Actor(nn.Module):
     make_torso: Callable[[], _Torso]
     size: int
+    gain: float
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return Dense(self.size, orthogonal(0.01), name="policy")(self.make_torso()(x)).T
+        torso = self.make_torso()
+        kernel_init = INITIALIZATIONS[torso.initialization].dense(self.gain)
+        return Dense(self.size, kernel_init, name="policy")(torso(x)).T
 
 
 class _Critic(nn.Module):
@@ -64,7 +69,9 @@ class _Critic(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, action: Array) -> Array:
-        return Dense(1, orthogonal(1.0), name="value")(self.make_torso()(x, action))[0]
+        torso = self.make_torso()
+        kernel_init = INITIALIZATIONS[torso.initialization].dense(1.0)
+        return Dense(1, kernel_init, name="value")(torso(x, action))[0]
 
 
 def critic(observation_space: Space, action_size: int, config: Any) -> Network:
@@ -74,7 +81,7 @@ def critic(observation_space: Space, action_size: int, config: Any) -> Network:
     Args:
         observation_space: any space for the architecture "mlp", an image (H, W, C) for "cnn".
         action_size: D of the raw actions (..., D).
-        config: has the fields architecture, hidden_sizes and activation.
+        config: has the fields architecture, hidden_sizes, activation and initialization.
 
     Raises: ValueError naming the field that is wrong, or where the architecture does not fit the observation
     space.
@@ -114,7 +121,7 @@ def ensemble(network: Network, count: int) -> Network:
 def deterministic_actor(observation_space: Space, action_size: int, config: Any) -> Network:
     """A network whose `apply(params, observation)` gives one action, (..., D) in (−1, 1), by a tanh.
 
-    Arguments and errors are those of `critic`.
+    Arguments and errors are those of `critic`; `config` has the field policy_gain, too.
     """
     network = _actor(observation_space, action_size, config)
     return Network(network.init, lambda params, observation: jnp.tanh(network.apply(params, observation)))
@@ -124,7 +131,7 @@ def gaussian_actor(observation_space: Space, action_size: int, config: Any) -> N
     """A network whose `apply(params, observation)` gives (mean, log_std), both (..., D), of a Gaussian in the
     state, before squashing; log_std is clipped to [−20, 2].
 
-    Arguments and errors are those of `critic`.
+    Arguments and errors are those of `critic`; `config` has the field policy_gain, too.
     """
     network = _actor(observation_space, 2 * action_size, config)
 
@@ -152,7 +159,7 @@ def noisy_policy(
 
 
 def _actor(observation_space: Space, size: int, config: Any) -> Network:
-    module = _Actor(_torso(observation_space, config), size)
+    module = _Actor(_torso(observation_space, config), size, policy_gain(config))
     prepare = _PREPARE[config.architecture]
 
     def init(key: Key, observation: PyTree) -> PyTree:
@@ -171,6 +178,7 @@ def _torso(observation_space: Space, config: Any) -> Callable[[], _Torso]:
     checks.sizes(config, "hidden_sizes")
     checks.choice(config, "architecture", _PREPARE)
     checks.choice(config, "activation", ACTIVATIONS)
+    checks.choice(config, "initialization", INITIALIZATIONS)
     if config.architecture == "cnn":
         observations.check_image(observation_space)
-    return lambda: _Torso(config.architecture, config.hidden_sizes, config.activation)
+    return lambda: _Torso(config.architecture, config.hidden_sizes, config.activation, config.initialization)

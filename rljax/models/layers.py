@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rljax import backend
+from rljax import backend, checks
 from rljax.types import Array, Key
 
 FEW = 128  # columns, below which rows are faster
@@ -76,6 +76,41 @@ def orthogonal(scale: float = 1.0) -> Callable[..., Array]:
         return (scale * (q if rows >= columns else q.T)).reshape(shape).astype(dtype)
 
     return init
+
+
+def lecun(scale: float = 1.0, in_axis: int = -1, out_axis: int = -2) -> Callable[..., Array]:
+    """LeCun's normal initialisation, Flax's default: a normal cut at two deviations, of variance scale² /
+    inputs. The default axes are those of `Dense`, whose kernels are (out, in).
+    """
+    normal = nn.initializers.lecun_normal(in_axis, out_axis)
+    return lambda key, shape, dtype=jnp.float32: scale * normal(key, shape, dtype)
+
+
+class Initialization(NamedTuple):
+    """How the kernels of a network start; its biases start at 0."""
+
+    dense: Callable[[float], Callable[..., Array]]  # gain -> initialiser of a kernel (out, in)
+    convolution: Callable[[float], Callable[..., Array]]  # gain -> that of a kernel (height, width, in, out)
+    hidden_gain: float
+    policy_gain: float  # of a policy's last layer, where a Config gives none; that of values is 1
+
+
+INITIALIZATIONS = {
+    "orthogonal": Initialization(orthogonal, orthogonal, hidden_gain=2**0.5, policy_gain=0.01),
+    "lecun": Initialization(lecun, lambda gain: lecun(gain, -2, -1), hidden_gain=1.0, policy_gain=1.0),
+}
+
+
+def policy_gain(config: Any) -> float:
+    """The gain of a policy's last layer: the Config's, or that of its initialisation.
+
+    Raises: ValueError naming the field `initialization` or `policy_gain` where it is wrong.
+    """
+    checks.choice(config, "initialization", INITIALIZATIONS)
+    if config.policy_gain is None:
+        return INITIALIZATIONS[config.initialization].policy_gain
+    checks.number(config, "policy_gain", low=0, open_low=True)
+    return config.policy_gain
 
 
 @jax.custom_vjp
@@ -155,16 +190,17 @@ class MLP(nn.Module):
 
     hidden_sizes: tuple[int, ...] = (64, 64)
     activation: str = "tanh"
-    kernel_init: Callable[..., Array] = orthogonal(2**0.5)
+    initialization: str = "orthogonal"
     normalization: str = "none"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        start = INITIALIZATIONS[self.initialization]
         rows = by_rows(x.shape[1])
         axis = -1 if rows else 0
         x = x.T if rows else x
         for size in self.hidden_sizes:
-            x = Dense(size, self.kernel_init, rows)(x)
+            x = Dense(size, start.dense(start.hidden_gain), rows)(x)
             if self.normalization == "layer":
                 x = nn.LayerNorm(reduction_axes=axis, feature_axes=axis)(x)
             x = ACTIVATIONS[self.activation](x)
@@ -178,10 +214,13 @@ class CNN(nn.Module):
 
     hidden_sizes: tuple[int, ...] = (128,)
     activation: str = "relu"
+    initialization: str = "orthogonal"
     channels: int = 16
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Conv(self.channels, (3, 3), padding="VALID", kernel_init=orthogonal(2**0.5))(x)
+        start = INITIALIZATIONS[self.initialization]
+        kernel_init = start.convolution(start.hidden_gain)
+        x = nn.Conv(self.channels, (3, 3), padding="VALID", kernel_init=kernel_init)(x)
         x = ACTIVATIONS[self.activation](x)
-        return MLP(self.hidden_sizes, self.activation)(x.reshape(x.shape[0], -1).T)
+        return MLP(self.hidden_sizes, self.activation, self.initialization)(x.reshape(x.shape[0], -1).T)

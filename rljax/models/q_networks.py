@@ -5,9 +5,9 @@ images; the head has the last hidden layer and the outputs. So a dueling head (W
 arXiv:1511.06581) has a hidden layer of its own in each of its two streams, and IQN (Dabney et al. 2018,
 arXiv:1806.06923) multiplies the torso's features by those of τ before the last hidden layer.
 
-Kernels are LeCun normal (variance 1 / inputs), the default of Flax, and so what Rejax's and PQN's published
-scores were obtained with; biases 0. Values start small that way: beside the orthogonal layers of gain √2 of
-`actor_critic`, hidden layers of ReLU halve the variance of their inputs.
+Kernels start as `initialization` says, see `layers`. The default, "lecun" (variance 1 / inputs), is that of
+Flax, and so what Rejax's and PQN's published scores were obtained with; biases are 0. Values start small that
+way: beside orthogonal layers of gain √2, hidden layers of ReLU halve the variance of their inputs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ import jax.numpy as jnp
 from rljax import checks
 from rljax.math.action_values import epsilon_greedy
 from rljax.models import observations
-from rljax.models.layers import ACTIVATIONS, MLP, Dense
+from rljax.models.layers import ACTIVATIONS, INITIALIZATIONS, MLP, Dense
 from rljax.types import Array, Key, Network, Policy, PyTree, Space
 
 COSINES = 64  # features of a fraction τ (Dabney et al. 2018, eq. 4)
-
-_lecun = nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)  # kernels of Dense are (out, in)
 
 
 class _Torso(nn.Module):
@@ -36,17 +34,20 @@ class _Torso(nn.Module):
 
     sizes: tuple[int, ...]
     activation: str
+    initialization: str
     normalization: str
     architecture: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         if self.architecture == "cnn":
-            x = nn.Conv(16, (3, 3), padding="VALID")(x)
+            start = INITIALIZATIONS[self.initialization]
+            kernel_init = start.convolution(start.hidden_gain)
+            x = nn.Conv(16, (3, 3), padding="VALID", kernel_init=kernel_init)(x)
             if self.normalization == "layer":
                 x = nn.LayerNorm()(x)
             x = ACTIVATIONS[self.activation](x).reshape(x.shape[0], -1).T
-        return MLP(self.sizes, self.activation, _lecun, self.normalization)(x)
+        return MLP(self.sizes, self.activation, self.initialization, self.normalization)(x)
 
 
 class _Head(nn.Module):
@@ -58,6 +59,7 @@ class _Head(nn.Module):
 
     sizes: tuple[int, ...]
     activation: str
+    initialization: str
     normalization: str
     kind: str
     actions: int
@@ -66,8 +68,11 @@ class _Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         def stream(name: str, width: int) -> Array:
-            hidden = MLP(self.sizes, self.activation, _lecun, self.normalization, name=f"{name}_hidden")(x)
-            return Dense(width * self.outputs, _lecun, name=name)(hidden).T.reshape(-1, width, self.outputs)
+            common = self.activation, self.initialization, self.normalization
+            hidden = MLP(self.sizes, *common, name=f"{name}_hidden")(x)
+            kernel_init = INITIALIZATIONS[self.initialization].dense(1.0)
+            values = Dense(width * self.outputs, kernel_init, name=name)(hidden)
+            return values.T.reshape(-1, width, self.outputs)
 
         if self.kind == "plain":
             return stream("value", self.actions)
@@ -87,6 +92,7 @@ class _ImplicitQuantileNetwork(nn.Module):
     torso: _Torso
     head: _Head
     activation: str
+    initialization: str
 
     @nn.compact
     def __call__(self, x: Array, tau: Array) -> Array:
@@ -94,7 +100,9 @@ class _ImplicitQuantileNetwork(nn.Module):
         features = self.torso(x)  # (D, B)
         size, (batch, count) = features.shape[0], tau.shape
         cosines = jnp.cos(jnp.pi * jnp.arange(COSINES, dtype=jnp.float32)[:, None] * tau.reshape(1, -1))
-        embedding = ACTIVATIONS[self.activation](Dense(size, _lecun, name="embedding")(cosines))
+        start = INITIALIZATIONS[self.initialization]
+        embedding = Dense(size, start.dense(start.hidden_gain), name="embedding")(cosines)
+        embedding = ACTIVATIONS[self.activation](embedding)
         product = features[:, :, None] * embedding.reshape(size, batch, count)
         values = self.head(product.reshape(size, batch * count))  # (B K, A, 1)
         return values.reshape(batch, count, -1).swapaxes(1, 2)
@@ -107,9 +115,9 @@ def q_network(observation_space: Space, num_actions: int, config: Any, atoms: in
     Args:
         observation_space: any space for the architecture "mlp", an image (H, W, C) for "cnn".
         num_actions: A.
-        config: has the fields hidden_sizes, activation, architecture, head ("plain" or "dueling": the mean
-            advantage is taken off for each atom alone) and hidden_normalization ("none", or "layer": a layer
-            norm over the features of each hidden layer, before its activation).
+        config: has the fields hidden_sizes, activation, initialization, architecture, head ("plain" or
+            "dueling": the mean advantage is taken off for each atom alone) and hidden_normalization ("none",
+            or "layer": a layer norm over the features of each hidden layer, before its activation).
         atoms: M, or None.
 
     Raises: ValueError naming the field that is wrong, or where the architecture does not fit the observation
@@ -142,7 +150,7 @@ def implicit_quantile_network(observation_space: Space, num_actions: int, config
     torso, head = _parts(observation_space, num_actions, config, 1)
     if config.architecture == "mlp" and not torso.sizes:
         checks.complain(config, "hidden_sizes", "must be two or more, the last is after the product")
-    module = _ImplicitQuantileNetwork(torso, head, config.activation)
+    module = _ImplicitQuantileNetwork(torso, head, config.activation, config.initialization)
     prepare = _prepare(observation_space, config)
 
     def init(key: Key, observation: PyTree, *tau: Array) -> PyTree:
@@ -177,11 +185,12 @@ def _parts(space: Space, num_actions: int, config: Any, outputs: int) -> tuple[_
     checks.sizes(config, "hidden_sizes")
     checks.choice(config, "architecture", ("mlp", "cnn"))
     checks.choice(config, "activation", ACTIVATIONS)
+    checks.choice(config, "initialization", INITIALIZATIONS)
     checks.choice(config, "head", ("plain", "dueling", "linear_dueling"))
     checks.choice(config, "hidden_normalization", ("none", "layer"))
     if config.architecture == "cnn":
         observations.check_image(space)
-    common = config.activation, config.hidden_normalization
+    common = config.activation, config.initialization, config.hidden_normalization
     # parent=None: each becomes a part of the network that it is given to.
     own = 0 if config.head == "linear_dueling" else 1  # hidden layers of the head
     below, above = config.hidden_sizes[: len(config.hidden_sizes) - own], config.hidden_sizes[-1:][:own]

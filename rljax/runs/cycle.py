@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ class Parts(NamedTuple):
     """
 
     sample: Callable[..., tuple[PyTree, Scores]]
-    learn: Callable[..., tuple[PyTree, PyTree, Array]]  # (..., rollout, Scores) -> state, metrics, all finite
+    learn: Callable[
+        ..., tuple[PyTree, PyTree, Array]
+    ]  # (..., rollout, Scores) -> state, metrics, whether sound
     show: Callable[..., tuple[PyTree, Scores]]  # a rollout of other keys than training's
     advantage: Callable[..., Array]  # (..., rollout, Scores)
     greedy: Callable[..., tuple[PyTree, Scores]]  # (count, ...) of held-out prompts
@@ -42,9 +45,21 @@ def means(metrics: PyTree) -> list[Mean]:
     return jax.tree.leaves(metrics, is_leaf=lambda x: isinstance(x, Mean))
 
 
-def finite(metrics: PyTree) -> Array:
-    """Whether every metric is a finite number, ()."""
-    return jnp.stack([jnp.isfinite(mean.total) for mean in means(metrics)]).all()
+def sound(state: PyTree, metrics: PyTree) -> Array:
+    """Whether every metric is a finite number, and no parameter or other number that the State carries over
+    to another run is NaN, ().
+
+    A parameter may be infinite: a logit of −∞ forbids its action.
+    """
+    numbers = [
+        leaf
+        for field in (dataclasses.fields(state) if dataclasses.is_dataclass(state) else ())
+        if "carried" in field.metadata
+        for leaf in jax.tree.leaves(getattr(state, field.name))
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    fine = [jnp.isfinite(mean.total) for mean in means(metrics)] + [~jnp.isnan(x).any() for x in numbers]
+    return jnp.stack(fine).all()
 
 
 def parts(algorithm: Callable[[tuple, dict], Algorithm]) -> Parts:
@@ -70,7 +85,7 @@ def parts(algorithm: Callable[[tuple, dict], Algorithm]) -> Parts:
     ) -> tuple[PyTree, PyTree, Array]:
         split, state = built(shared, varied, state)
         state, metrics = split.learn(keys(shared, key, state)[1], state, rollout, scores)
-        return state, metrics, finite(metrics)
+        return state, metrics, sound(state, metrics)
 
     def show(shared: tuple, varied: dict, key: Key, state: Any) -> tuple[PyTree, Scores]:
         split, state = built(shared, varied, state)

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rljax.runs import cycle, mesh
 from rljax.runs.compiler import Compiler, Seconds
-from rljax.runs.cycle import finite, iteration_key
+from rljax.runs.cycle import iteration_key, sound
 from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree, Scores, Task
 
 EVALUATION = 2**31 - 1  # folded into the run key where training folds an iteration
@@ -155,7 +155,7 @@ def build(
         def body(_: Array, carry: tuple) -> tuple:
             state, sums, bad = carry
             following, metrics = step(iteration_key(key, state.iteration, shared[3]), state)
-            bad = jnp.where((bad < 0) & ~finite(metrics), state.iteration, bad)
+            bad = jnp.where((bad < 0) & ~sound(following, metrics), state.iteration, bad)
             return following, jax.tree.map(jnp.add, sums, metrics), bad
 
         return jax.lax.fori_loop(0, shared[2], body, (state, zeros, jnp.int32(-1)))

@@ -31,7 +31,9 @@ class Row(NamedTuple):
 
 
 class NotFinite(Exception):
-    """Some member's metrics were NaN or infinite: in which iteration (from 1), which, of which members."""
+    """Some member's metrics or parameters were NaN or infinite: in which iteration (from 1), which, of which
+    members.
+    """
 
     def __init__(self, iteration: int, metrics: list[str], members: list[int]) -> None:
         super().__init__(iteration, metrics, members)
@@ -75,7 +77,8 @@ def advance(
         added = engine.totals(metrics)
         if stop_on_nan and (bad >= 0).any():
             broken = [name for name, (total_, _) in added.items() if not np.isfinite(total_).all()]
-            raise NotFinite(int(bad[bad >= 0].min()) + 1, broken, np.flatnonzero(bad >= 0).tolist())
+            members = np.flatnonzero(bad >= 0).tolist()
+            raise NotFinite(int(bad[bad >= 0].min()) + 1, broken or ["parameters"], members)
         sums = {
             name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c) for name, (t, c) in added.items()
         }

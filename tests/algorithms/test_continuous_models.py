@@ -185,3 +185,22 @@ def test_errors_are_one_line(make: Any, fields: dict[str, Any], message: str) ->
         with pytest.raises(ValueError, match=message) as caught:
             build()
         assert "\n" not in str(caught.value)
+
+
+def test_lecun_kernels_by_choice() -> None:
+    """Variance 1 / inputs in every layer, of the policy's last one times the square of its gain."""
+    fields = {"initialization": "lecun", "hidden_sizes": (100, 80), "policy_gain": 0.2}
+    space, obs = Box(-1.0, 1.0, (50,)), jnp.zeros(50)
+    actor = compiled(models.gaussian_actor(space, 20, config(**fields))).init(jax.random.key(0), obs)
+    judge = compiled(models.critic(space, 20, config(**fields))).init(jax.random.key(0), obs, jnp.zeros(20))
+    for params in (actor, judge):
+        inputs = 50 if params is actor else 70
+        (torso,) = [part for name, part in params.items() if name not in ("policy", "value")]
+        layers = [(torso["MLP_0"]["Dense_0"], inputs, 1.0), (torso["MLP_0"]["Dense_1"], 100, 1.0)]
+        layers.append((params["policy"], 80, 0.2) if params is actor else (params["value"], 80, 1.0))
+        for layer, size, gain in layers:
+            kernel = np.asarray(layer["kernel"])
+            assert kernel.shape[1] == size
+            assert kernel.std() == pytest.approx(gain * size**-0.5, rel=4 / (2 * kernel.size) ** 0.5)
+    with pytest.raises(ValueError, match="policy_gain = -1: must be above 0"):
+        models.gaussian_actor(space, 20, config(policy_gain=-1))

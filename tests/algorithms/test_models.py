@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from rljax.algorithms import ppo
 from rljax.envs import probes, wrappers
@@ -239,6 +240,45 @@ def test_gains_of_the_layers() -> None:
         np.testing.assert_allclose(singular, gain, rtol=1e-4)
 
 
+def spread(layer: Any) -> float:
+    """The standard deviation of a kernel, of which there are enough elements to know it; the biases are 0."""
+    assert (np.asarray(layer["bias"]) == 0).all()
+    return float(np.asarray(layer["kernel"]).std())
+
+
+@pytest.mark.parametrize(("gain", "policy"), [(None, 1.0), (0.25, 0.25)])
+def test_lecun_kernels_have_the_variance_of_one_over_their_inputs(gain: float | None, policy: float) -> None:
+    """As Flax's `nn.Dense` and `nn.Conv` start, normal but cut at two deviations of the uncut normal."""
+    fields = {"initialization": "lecun", "policy_gain": gain, "torso": "shared", "hidden_sizes": (200, 100)}
+    mlp = compiled(actor_critic(Box(-1.0, 1.0, (50,)), policy_head(Discrete(40)), config(**fields)))
+    params = mlp.init(KEY, jnp.zeros(50))
+    assert spread(params["MLP_0"]["Dense_0"]) == pytest.approx(50**-0.5, rel=0.04)
+    assert spread(params["MLP_0"]["Dense_1"]) == pytest.approx(200**-0.5, rel=0.04)
+    assert spread(params["policy"]) == pytest.approx(policy * 100**-0.5, rel=0.06)
+    assert spread(params["value"]) == pytest.approx(100**-0.5, rel=0.3)
+    first = np.asarray(params["MLP_0"]["Dense_0"]["kernel"]) * 50**0.5
+    cut = scipy.stats.truncnorm(-2, 2)
+    assert scipy.stats.kstest(first.ravel() * cut.std(), cut.cdf).pvalue > 1e-3
+    image = Box(0, 1, (10, 10, 20), np.bool_)
+    cnn = compiled(actor_critic(image, policy_head(Discrete(40)), config(architecture="cnn", **fields)))
+    params = cnn.init(KEY, jnp.zeros((10, 10, 20), bool))["CNN_0"]
+    assert spread(params["Conv_0"]) == pytest.approx((9 * 20) ** -0.5, rel=0.06)
+    assert spread(params["MLP_0"]["Dense_0"]) == pytest.approx((64 * 16) ** -0.5, rel=0.02)
+
+
+def test_a_gain_of_the_policy_is_that_of_its_last_layer_alone_and_can_be_swept() -> None:
+    build = lambda gain: actor_critic(
+        Box(-1.0, 1.0, (4,)), policy_head(Discrete(3)), config(policy_gain=gain)
+    ).init(KEY, jnp.zeros(4))
+    usual, (small, large) = build(None), jax.vmap(build)(jnp.array([0.01, 0.5]))["policy"]["kernel"]
+    singular = np.linalg.svd(np.asarray(large), compute_uv=False)
+    np.testing.assert_allclose(singular, 0.5, rtol=1e-4)
+    np.testing.assert_allclose(small, usual["policy"]["kernel"], rtol=1e-5)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), usual, build(0.5))
+    assert same["policy"] == {"kernel": False, "bias": True}
+    assert all(jax.tree.leaves({name: part for name, part in same.items() if name != "policy"}))
+
+
 def test_a_continuous_network_has_one_log_std_for_all_states() -> None:
     head = policy_head(Box(-1.0, 1.0, (2,)))
     network = compiled(actor_critic(SPACES["box"], head, config(initial_log_std=-0.5)))
@@ -283,6 +323,8 @@ def test_a_cnn_refuses_what_is_no_image(space: Any) -> None:
         ({"hidden_sizes": "64"}, "hidden_sizes.*tuple of positive integers"),
         ({"hidden_sizes": (64, 0)}, "hidden_sizes.*tuple of positive integers"),
         ({"initial_log_std": float("nan")}, "initial_log_std = nan.*finite"),
+        ({"initialization": "lecum"}, "initialization = 'lecum': .*did you mean lecun"),
+        ({"policy_gain": 0.0}, "policy_gain = 0: must be above 0"),
     ],
 )
 def test_errors_of_the_network(fields: dict[str, Any], message: str) -> None:

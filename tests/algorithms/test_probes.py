@@ -387,3 +387,29 @@ def test_the_ratio_is_one_before_the_policy_moves(name: str) -> None:
     assert float(metrics.clip_fraction.total) == 0
     assert abs(float(metrics.kl.value)) <= 6e-11
     assert (before.kl.value > 1e-4).all()  # a policy that moves is seen to
+
+
+def test_reinforce_counts_the_episodes_that_the_rollout_cut() -> None:
+    """Episodes of 1, 3, 4 and 9 steps in rollouts of 3: of the four only the last two are cut, and that of 3
+    steps, which ends with the rollout by itself, is not.
+    """
+    lengths = jnp.array([1, 3, 4, 9])
+
+    def reset(key: Any) -> Any:
+        length = lengths[jax.random.randint(key, (), 0, 4)]
+        return jnp.zeros(1), (jnp.int32(0), length)
+
+    def step(key: Any, state: Any, action: Any) -> Any:
+        time, length = state[0] + 1, state[1]
+        over = time >= length
+        return jnp.zeros(1), (time, length), jnp.float32(1), over & (length != 3), over & (length == 3)
+
+    env = Env("lengths", reset, step, Box(-1.0, 1.0, (1,)), Discrete(2))
+    module, key = algorithms.get("reinforce"), jax.random.key(1)
+    algorithm = module.make(env, module.Config(num_envs=64, num_steps=3), plain_network(2))
+    metrics = jax.jit(algorithm.step)(key, algorithm.init(jax.random.key(0)))[1]
+    keys = jax.random.split(jax.random.split(key, 3)[0], 64)
+    drawn = np.array([reset(each)[1][1] for each in keys])
+    assert set(drawn) == {1, 3, 4, 9}
+    assert (float(metrics.cut.total), int(metrics.cut.count)) == ((drawn > 3).sum(), 64)
+    assert float(metrics.episode_length.total) == np.minimum(drawn, 3).sum()

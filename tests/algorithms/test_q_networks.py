@@ -205,3 +205,33 @@ def test_a_continuous_method_names_those_that_fit() -> None:
         models.continuous_actions(Discrete(2), "td3")
     with pytest.raises(ValueError, match=r"sac needs finite action bounds.*use ppo, a2c"):
         models.continuous_actions(Box(-np.inf, np.inf, (2,)), "sac")
+
+
+def test_orthogonal_kernels_by_choice_and_lecun_by_default() -> None:
+    """Orthogonal: gain √2 in hidden layers, of τ too, and 1 at the end; LeCun: variance 1 / inputs."""
+    box, obs = Box(-1.0, 1.0, (50,)), jnp.zeros(50)
+    fields = {"hidden_sizes": (100, 80), "head": "dueling"}
+    tau = jnp.full(3, 0.5)
+    make = lambda name: models.implicit_quantile_network(box, 4, config(initialization=name, **fields))
+    starts = {
+        name: compiled(make(name)).init(jax.random.key(0), obs, tau) for name in ("orthogonal", "lecun")
+    }
+    default = compiled(models.implicit_quantile_network(box, 4, config(**fields))).init(
+        jax.random.key(0), obs, tau
+    )
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), default, starts["lecun"])))
+    parts = lambda params: {
+        "torso": params["torso"]["MLP_0"]["Dense_0"], "embedding": params["embedding"],
+        "hidden": params["head"]["value_hidden"]["Dense_0"], "value": params["head"]["value"],
+        "advantage": params["head"]["advantage"],
+    }  # fmt: skip
+    for name, layer in parts(starts["orthogonal"]).items():
+        gain = 1.0 if name in ("value", "advantage") else 2**0.5
+        singular = np.linalg.svd(np.asarray(layer["kernel"]), compute_uv=False)
+        np.testing.assert_allclose(singular, gain, rtol=1e-4)
+    for name, layer in parts(starts["lecun"]).items():
+        kernel = np.asarray(layer["kernel"])
+        tolerance = 4 / (2 * kernel.size) ** 0.5  # four standard errors of a deviation
+        assert kernel.std() == pytest.approx(kernel.shape[1] ** -0.5, rel=tolerance), name
+    with pytest.raises(ValueError, match="initialization = 'glorot': must be one of orthogonal, lecun"):
+        make("glorot")

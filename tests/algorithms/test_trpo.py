@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 from rljax import envs, models
@@ -349,3 +350,24 @@ def test_wrong_fields_are_named() -> None:
             trpo.make(env, trpo.Config(**{field: value}))
         assert "\n" not in str(caught.value)
     assert trpo.Config().initial_steps == 0
+
+
+def test_products_with_the_fisher_matrix_are_exact_on_accelerators() -> None:
+    """Every product in the loop of conjugate gradients is in full float32; GPUs would round to 10 bits."""
+    config = trpo.Config(conjugate_gradient_iterations=7, **SMALL)
+    algorithm = trpo.make(envs.make("CartPole-v1"), config)
+    key = jax.random.key(0)
+    program = jax.make_jaxpr(algorithm.step)(key, jax.eval_shape(algorithm.init, key))
+
+    def equations(jaxpr: Any) -> Any:
+        for equation in jaxpr.eqns:
+            yield equation
+            for part in jaxprs_in_params(equation.params):
+                yield from equations(part)
+
+    loops = [each for each in equations(program.jaxpr) if each.params.get("length") == 7]
+    assert len(loops) == 1
+    body = list(equations(loops[0].params["jaxpr"].jaxpr))
+    found = [each.params["precision"] for each in body if each.primitive.name == "dot_general"]
+    assert len(found) >= 6  # three layers, forwards and backwards
+    assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -51,6 +51,7 @@ def read_fields(*sources: str) -> set[str]:
 
 BUILDERS = {
     "actor_critic(": "models/actor_critic.py",
+    "policy_gain(": "models/layers.py",
     "normalizer(": "models/observations.py",
     "q_network(": "models/q_networks.py",
     "implicit_quantile_network(": "models/q_networks.py",

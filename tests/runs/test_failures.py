@@ -13,14 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import rljax
+from rljax.algorithms import ppo
 from rljax.checks import RunError
 from rljax.cli.options import in_folder
 from rljax.envs import probes
-from rljax.runs import checkpoint, engine, folder, train
+from rljax.runs import checkpoint, engine, folder, loop, train
 from rljax.runs.record import Recorder, Result
 from rljax.runs.stopping import signal_of, stoppable
 from rljax.types import Env
@@ -359,6 +362,25 @@ def test_nan_stops_the_run_and_tells_where(quick: Quick, tmp_path: Path) -> None
     with pytest.raises(RunError, match="in iteration 8"):  # certain to break: however often it is tried
         quick(run, (4, 5), env, PLAIN, resume=True, checkpoint_every=3, log_every=1)
     assert strict((run / "failure.json").read_text())["retry"] == 2
+
+
+def test_nan_parameters_behind_finite_metrics_are_noticed() -> None:
+    """The third update leaves NaN after its metrics were taken: they break in the fourth only."""
+
+    def make(*arguments: Any) -> Any:
+        algorithm = ppo.make(*arguments)
+
+        def step(key: Any, state: Any) -> Any:
+            state, metrics = algorithm.step(key, state)
+            spoilt = jnp.where(state.iteration == 3, jnp.nan, 0.0)
+            return state.replace(params=jax.tree.map(lambda x: x + spoilt, state.params)), metrics
+
+        return algorithm._replace(step=step)
+
+    program = engine.build(make, WALK, PLAIN, {}, [4])
+    with pytest.raises(loop.NotFinite) as error:
+        list(loop.advance(program, program.init(), 0, 3, [3]))
+    assert (error.value.iteration, error.value.metrics, error.value.members) == (3, ["parameters"], [0])
 
 
 def test_nan_without_a_checkpoint_or_folder(quick: Quick, tmp_path: Path) -> None:
