@@ -88,7 +88,7 @@ def _parsed(words: list[str]) -> Any:
     """The command that these words are, ready to run."""
     import tyro
 
-    from rljax.cli import commands, language
+    from rljax.cli import commands, language, listing
 
     classes: dict[str, Any] = {
         each.__name__.lower(): each
@@ -98,7 +98,7 @@ def _parsed(words: list[str]) -> Any:
             commands.Evaluate,
             commands.Report,
             commands.Render,
-            commands.List,
+            listing.List,
             language.Generate,
             language.Convert,
         )

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from rljax import algorithms, backend
-from rljax.checks import RunError, show
+from rljax.checks import RunError, counted, show
 from rljax.runs.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, PyTree, Task
 
@@ -237,7 +237,7 @@ def device() -> str:
     return (
         f"{name} x {jax.local_device_count()}"
         if first.platform != "cpu"
-        else f"{name}, {jax.local_device_count()} cores"
+        else f"{name}, {counted(jax.local_device_count(), 'core')}"
     )
 
 
