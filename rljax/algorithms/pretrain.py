@@ -150,9 +150,10 @@ def read(corpus: Corpus, config: Config) -> Task:
 
     if corpus.stream:
         learn = corpora.feed(replace(corpus, loss="all", packing="sequential"), base.tokenizer, config)
-        return corpora.task(corpus, base, learn, joined(corpora.measured(corpus, base.tokenizer)))
+        held_out = corpora.measured(corpus, base.tokenizer)
+        return corpora.task(corpus, base, corpora.Parts(learn, joined(held_out)))
     learn, held_out = corpora.documents(corpus, base.tokenizer)
-    return corpora.task(corpus, base, joined(learn), joined(held_out))
+    return corpora.task(corpus, base, corpora.Parts(joined(learn), joined(held_out)))
 
 
 def cut(text: Array, starts: Array, length: int) -> Rows:

@@ -159,10 +159,10 @@ def read(corpus: Corpus, config: Config) -> Task:
     config = checks.fields(config)
     likelihood.check(config)
     base = corpora.base(corpus, config)
-    return corpora.task(corpus, base, *rows_of(corpus, base, config))
+    return corpora.task(corpus, base, rows_of(corpus, base, config))
 
 
-def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree, PyTree]:
+def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> corpora.Parts:
     """What is learnt and what is held out: packed rows, of an encoder-decoder pairs, half of a row each."""
     model = base.model or language_model(base.tokenizer.vocab_size, config, config.length)
     if isinstance(model.config, Seq2SeqConfig):

@@ -108,6 +108,7 @@ def _task(setup: Any) -> dict[str, Any]:
         "task_arguments": {name: plain(value) for name, value in arguments.items()} or None,
         "start": None if setup.start is None else setup.start._asdict(),
         "corpus": None if task.corpus is None else task.corpus.recorded(),
+        "counts": task.counts,
         "vocab_size": task.vocab_size,
         "length": task.learn.tokens.shape[1] + task.max_new_tokens if rows else setup.config.length,
     }

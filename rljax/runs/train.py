@@ -235,6 +235,10 @@ def train_members(
         restored = _previous(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {title}")
+        if isinstance(env, Task) and env.counts:
+            from rljax.text.corpus import told
+
+            bar.say(told(env.counts))
         stopping.check()
         program = engine.build(setup.module.make, env, config, swept, seeds, network, frozen, cache)
         memory.check(program, len(seeds), title)
