@@ -610,3 +610,10 @@ def test_a_preset_is_a_copy():
     found["clip"] = 99
     assert presets.PRESETS["ppo", "CartPole-v1"].get("clip") != 99
     assert presets.preset("ppo", "Nowhere-v0") is None
+
+
+def test_tab_completion_knows_algorithms_and_environments(capsys):
+    assert run("--tyro-print-completion bash") == 0
+    printed = capsys.readouterr().out
+    for name in ("rlhf_ppo", "CartPole-v1", "FrozenLake-tabular", "--config.learning-rate"):
+        assert name in printed

@@ -147,7 +147,7 @@ def test_a_target_return_stops_early(quick: Quick, tmp_path: Path, capfd: pytest
     result = quick(run, target_return=1.0, log_every=1, progress=True)
     reached = result.summary["steps"] // PER_ITERATION
     assert reached < ITERATIONS
-    assert "every seed reached a return of 1 after" in capfd.readouterr().err
+    assert "every seed reached a training return of 1 after" in capfd.readouterr().err
     assert checkpoints(run) == [reached]
     assert (run / "summary.json").is_file()
     unreached = quick(target_return=21.0, log_every=1)
