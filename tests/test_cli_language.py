@@ -151,7 +151,7 @@ def test_from_a_file_to_text_on_the_command_line(
     assert main(["generate", "runs/pretrain-ab", "--prompt", "aba", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == "ababababa\n"  # the last token needs no position
     assert main(["evaluate", "runs/pretrain-ab"]) == 0
-    assert "(1 seed x 12 rows)" in capsys.readouterr().out
+    assert "(1 seed × 12 held-out rows)" in capsys.readouterr().out
     assert main(["generate", "runs/pretrain-ab", "--prompt", "xyz"]) == 2
     assert "is not in the character tokenizer" in capsys.readouterr().err
 
