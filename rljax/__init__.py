@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from rljax.runs.evaluate import evaluate as evaluate
     from rljax.runs.judge import judge as judge
     from rljax.runs.load import load as load
+    from rljax.runs.metrics import metrics as metrics
     from rljax.runs.pretrained import language_model as language_model
     from rljax.runs.pretrained import load_reward as load_reward
     from rljax.runs.render import render as render
@@ -70,6 +71,7 @@ _FUNCTIONS = {
     "evaluate": "rljax.runs.evaluate",
     "judge": "rljax.runs.judge",
     "load": "rljax.runs.load",
+    "metrics": "rljax.runs.metrics",
     "language_model": "rljax.runs.pretrained",
     "load_reward": "rljax.runs.pretrained",
     "report": "rljax.runs.report",

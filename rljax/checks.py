@@ -297,5 +297,10 @@ def suggest(name: Any, options: Iterable[str]) -> str:
     return f"; did you mean {lowered[max(near, key=alike)]}?" if near else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: "1 seed", "8 seeds"; `noun` is one of them."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class RunError(RuntimeError):
     """A run that could not go on: what happened, at which iteration, and what can be done."""

@@ -235,6 +235,7 @@ class Task(NamedTuple):
     # policy writes: a conversation. None: all of a completion is the policy's.
     observe: Callable[[Array, Array, PyTree], Array] | None = None
     records: Any = None  # what rewards on the host are told: record i of the prompts whose reference is i
+    counts: Mapping[str, Any] | None = None  # of a corpus: documents read, cut, and dropped as too long
 
     @property
     def frozen(self) -> dict[str, PyTree]:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ import rljax
 from rljax import algorithms, cli, text
 from rljax.algorithms import ppo
 from rljax.checks import RunError
-from rljax.cli import commands, options
-from rljax.runs import load, presets
+from rljax.cli import listing, options, printing
+from rljax.runs import load, presets, report
 from rljax.runs.record import Result
 from rljax.runs.sweep import SweepResult
 
@@ -31,6 +32,16 @@ SUMMARY = {
     "device": "a machine",
     "finished": True,
 }
+
+
+TABLE = [
+    {"run": "a", "algorithm": "ppo", "env": "X", "config": {"clip": 0.1}, "seeds": 8, "mean": 487.25}
+    | {"iqm": 500.0, "ci95": [470.5, 500.0], "headline": "return", "steps": 507_904}
+    | {"steps_per_second": 5.0, "note": ""},
+    {"run": "b", "algorithm": "dpo", "env": "pairs", "config": {}, "seeds": 1, "mean": 0.75}
+    | {"iqm": 0.75, "ci95": None, "headline": "accuracy", "steps": 2_000}
+    | {"steps_per_second": 5.0, "note": "b has no summary.json: it is running or was stopped"},
+]
 
 
 @pytest.fixture
@@ -53,6 +64,7 @@ def calls(monkeypatch, tmp_path):
     stand_in("train", lambda *a, **k: Result(SUMMARY, k["out"], None, None, []))
     stand_in("sweep", lambda *a, **k: SweepResult(members(a[2]), k["out"], [], 1))
     stand_in("evaluate", lambda *a, **k: {"return": RETURN, "iteration": 62, "greedy": True})
+    monkeypatch.setattr(report, "table", lambda runs: TABLE)
     stand_in("report", lambda *a, **k: [Path("a.png"), Path("b.png")])
     stand_in("render", lambda *a, **k: Path("film.gif"))
     monkeypatch.chdir(tmp_path)
@@ -232,16 +244,16 @@ def test_evaluate_report_and_render_hand_over_their_options(calls):
 def test_train_prints_the_result_and_what_to_do_next(calls, capsys):
     assert run("train ppo --env CartPole-v1 --out some/where") == 0
     printed = capsys.readouterr().out
-    assert "ppo on CartPole-v1: 507,904 steps per seed" in printed
-    assert "487.25  IQM 500  95% CI 470.5 to 500  (8 seeds x 128 episodes)" in printed
-    assert "1,234,567 steps/s on a machine" in printed
+    assert "ppo on CartPole-v1: 507,904 environment steps per seed" in printed
+    assert "487.25  IQM 500  95% CI 470.5 to 500  (8 seeds × 128 greedy episodes)" in printed
+    assert "1,234,567 environment steps/s on a machine" in printed
     assert "start-up  5.0 s: import 1.0, trace 0.7, compile 2.5; 1 of 2 programs from the cache" in printed
     assert "rljax report some/where" in printed
 
 
 def test_a_single_seed_has_no_interval():
     block = {"mean": None, "iqm": None, "ci95": None, "per_seed": [None], "episodes": 128}
-    assert commands.statistics(block) == "–  (1 seed x 128 episodes)"
+    assert printing.statistics(block) == "–  (1 seed × 128 episodes)"
 
 
 def test_sweep_prints_the_best_first_and_how_to_train_it(calls, capsys):
@@ -276,20 +288,29 @@ def test_train_on_text_counts_rows_and_goes_on_to_generate(calls, capsys, monkey
     monkeypatch.setattr(rljax, "train", lambda *a, **k: result, raising=False)
     assert run("train sft --data a.jsonl") == 0
     printed = capsys.readouterr().out
-    assert "sft on a: 507,904 steps per seed" in printed
-    assert "(8 seeds x 7 rows)" in printed
+    assert "sft on a: 507,904 tokens per seed" in printed
+    assert "(8 seeds × 7 held-out rows)" in printed
     assert "rljax generate r" in printed
 
 
 def test_a_configuration_that_failed_for_a_seed_comes_last():
     members = [{"clip": 0.1, "return": 5.0}, {"clip": 0.1, "return": None}, {"clip": 0.2, "return": -9.0}]
-    assert commands.rank(members, ["clip"]) == [({"clip": 0.2}, -9.0, 1), ({"clip": 0.1}, None, 2)]
+    assert printing.rank(members, ["clip"]) == [({"clip": 0.2}, -9.0, 1), ({"clip": 0.1}, None, 2)]
 
 
-def test_report_and_render_print_only_paths(calls, capsys):
-    assert run("report a") == 0
+def test_report_prints_a_table_and_where_the_figures_are(calls, capsys):
+    assert run("report a b") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    first = "a ppo X clip=0.1 return 487.25 500 470.5 to 500 8 507,904 environment steps"
+    assert first.split() in lines
+    assert ["b", "dpo", "pairs", "accuracy", "0.75", "0.75", "–", "1", "2,000", "judgements"] in lines
+    assert ["note", "b", "has", "no", "summary.json:", "it", "is", "running", "or", "was", "stopped"] in lines
+    assert lines[-2:] == [["figure", "a.png"], ["figure", "b.png"]]
+
+
+def test_render_prints_only_the_path(calls, capsys):
     assert run("render a") == 0
-    assert capsys.readouterr().out == "a.png\nb.png\nfilm.gif\n"
+    assert capsys.readouterr().out == "film.gif\n"
 
 
 def test_lists(capsys):
@@ -304,6 +325,35 @@ def test_lists(capsys):
     assert "minibatch" in printed
     assert run("list environments FrozenLake-misc") == 0
     assert "16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", options.ALL)
+def test_descriptions_in_the_list_are_whole_sentences(name):
+    said = listing.first_sentence(algorithms.get(name))
+    assert said.count("(") == said.count(")")
+    paragraph = " ".join((algorithms.get(name).__doc__ or "").split())
+    assert paragraph.removeprefix(said).startswith((". ", " "))  # the sentence, or the line before equations
+    assert "\n" not in said
+
+
+def test_environments_are_listed_with_their_kinds(capsys):
+    assert run("list environments") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in ("CartPole-v1 vector 4 discrete 2 ppo", "Breakout-MinAtar image 10x10x4 discrete 3 ppo, pqn"):
+        assert any(each.startswith(line) for each in lines)
+    assert "Pendulum-v1 vector 3 continuous 1 ppo, ddpg, td3, sac" in lines
+    assert any(line.startswith("FrozenLake-tabular discrete 16 discrete 4 q_learning") for line in lines)
+
+
+@pytest.mark.parametrize("algorithm", options.ALL)
+def test_help_says_more_than_a_symbol(algorithm):
+    """Two words at least, of the field's own kind, and nothing that points elsewhere."""
+    for field in algorithms.fields(algorithm):
+        words = re.findall(r"[a-zA-Z]{2,}", field.help)
+        assert len(words) > 1, (field.name, field.help)
+        assert "see above" not in field.help
+        if field.name == "architecture":
+            assert ("cnn" in field.help) == (algorithm in algorithms.NAMES)
 
 
 @pytest.mark.parametrize("algorithm", options.ALL)
@@ -560,3 +610,10 @@ def test_a_preset_is_a_copy():
     found["clip"] = 99
     assert presets.PRESETS["ppo", "CartPole-v1"].get("clip") != 99
     assert presets.preset("ppo", "Nowhere-v0") is None
+
+
+def test_tab_completion_knows_algorithms_and_environments(capsys):
+    assert run("--tyro-print-completion bash") == 0
+    printed = capsys.readouterr().out
+    for name in ("rlhf_ppo", "CartPole-v1", "FrozenLake-tabular", "--config.learning-rate"):
+        assert name in printed

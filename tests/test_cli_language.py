@@ -146,12 +146,12 @@ def test_from_a_file_to_text_on_the_command_line(
     sizes = "--config.length 8 --config.hidden-size 16 --config.num-layers 1 --config.learning-rate 3e-2"
     assert main(f"train pretrain --data ab.txt --steps 5e4 --no-progress {sizes}".split()) == 0
     told = capsys.readouterr().out
-    assert "pretrain on ab: 50,176 steps per seed" in told
+    assert "pretrain on ab: 50,176 tokens per seed" in told
     assert "rljax generate runs/pretrain-ab" in told
     assert main(["generate", "runs/pretrain-ab", "--prompt", "aba", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == "ababababa\n"  # the last token needs no position
     assert main(["evaluate", "runs/pretrain-ab"]) == 0
-    assert "(1 seed x 12 rows)" in capsys.readouterr().out
+    assert "(1 seed × 12 held-out rows)" in capsys.readouterr().out
     assert main(["generate", "runs/pretrain-ab", "--prompt", "xyz"]) == 2
     assert "is not in the character tokenizer" in capsys.readouterr().err
 

@@ -13,7 +13,8 @@ import io
 import textwrap
 import tokenize
 import typing
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 NAMES = (
@@ -69,7 +70,7 @@ _COMMON = {
     "alpha": "of LoRA: its change is scaled by alpha / rank",
     "chunk": "positions whose logits exist at one time",
     "critic": "the value: a head on the policy's states, or a model of its own",
-    "dtype": "of products",
+    "dtype": "of products of matrices",
     "group_size": "completions of each prompt",
     "groups": "that are learnt from: all, those whose rewards differ, or of more prompts as many of those",
     "kl_controller": "of the coefficient kl: fixed, or towards kl_target",
@@ -89,13 +90,16 @@ _COMMON = {
     "top_p": "of the policy: probability of the best tokens that are drawn from; none: all",
     "train": "what is trained of a model",
     "warmup_fraction": "of the run, in which the learning rate rises from 0",
-    "weight_decay": "of matrices",
+    "weight_decay": "of matrices: how much of them each update takes away, times the learning rate",
     "activation": "of the hidden layers: tanh, relu, silu, gelu or elu",
     "action_distribution": "of continuous actions",
     "adam_epsilon": "ε of Adam",
     "advantage_normalization": "over what advantages are whitened",
     "initialization": "of kernels: orthogonal with gain √2, or lecun, which is Flax's default",
     "architecture": "of the network: mlp for vectors, cnn for images",
+    "discount": "γ: what a reward is worth a step later",
+    "entropy_coefficient": "c_e: weight of the bonus for entropy in the loss",
+    "value_coefficient": "c_v: weight of the value's loss beside the policy's",
     "batch_size": "transitions of an update",
     "beta1": "of Adam's mean of gradients",
     "beta2": "of Adam's mean of squared gradients",
@@ -128,6 +132,13 @@ _COMMON = {
 }
 
 
+# The same, where algorithms of language models mean something else.
+_OF_TEXT = {
+    "architecture": "of a model from scratch, where no model is named",
+    "loss": "whose ratio is clipped: a token's, a sequence's (GSPO), or a token's as a weight (CISPO)",
+}
+
+
 class Field(NamedTuple):
     """A field of an algorithm's Config, as help and tables show it."""
 
@@ -153,13 +164,22 @@ def headline(name: str) -> str:
     return TEXT[name].headline if name in TEXT else "return"
 
 
+# What the steps of a run are, by what it learns from.
+_UNITS = {"text": "tokens", "demonstrations": "tokens", "preferences": "judgements", "prompts": "completions"}
+
+
+def unit(name: str) -> str:
+    """What the steps of a run of the algorithm called `name` are."""
+    return _UNITS[TEXT[name].learns] if name in TEXT else "environment steps"
+
+
 def fields(name: str) -> tuple[Field, ...]:
     """The Config fields of the algorithm called `name`."""
-    return fields_of(get(name).Config)
+    return fields_of(get(name).Config, _COMMON | _OF_TEXT if name in TEXT else _COMMON)
 
 
-def fields_of(config: type) -> tuple[Field, ...]:
-    """The fields of a dataclass; the comment beside each in the source is its help."""
+def fields_of(config: type, common: Mapping[str, str] = MappingProxyType({})) -> tuple[Field, ...]:
+    """The fields of a dataclass; the comment beside each in the source is its help, else that in `common`."""
     types, comments = typing.get_type_hints(config), _comments(config)
     return tuple(
         Field(
@@ -167,7 +187,7 @@ def fields_of(config: type) -> tuple[Field, ...]:
             types[each.name],
             None if each.default is dataclasses.MISSING else each.default,
             each.metadata.get("pytree_node", True),
-            comments.get(each.name) or _COMMON.get(each.name, ""),
+            comments.get(each.name) or common.get(each.name, ""),
         )
         for each in dataclasses.fields(config)
     )

@@ -42,10 +42,10 @@ class Config:
 
     total_steps: float = 500_000  # environment steps of the run: its length and the horizon of the schedule
     learning_rate: float = 3e-3  # at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     trace_decay: float = 1.0  # λ of GAE; 1: n-step returns, as the paper
-    entropy_coefficient: float = 0.01  # c_e
-    value_coefficient: float = 0.5  # c_v
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
     max_grad_norm: float = 0.5  # global norm to which gradients are clipped
     epsilon: float = 1e-5  # of the optimizer
     num_envs: int = struct.field(pytree_node=False, default=16)

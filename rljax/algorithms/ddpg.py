@@ -42,7 +42,7 @@ class Config:
     total_steps: float = 100_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of the critic's Adam, at the start
     actor_learning_rate: float = 1e-3  # of the actor's Adam, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     noise_scale: float = 0.2  # deviation, where the action space is [−1, 1]
     noise_reversion: float = 0.15  # of Ornstein-Uhlenbeck noise, per step: 1 over the length of an excursion
     target_rate: float = 0.005  # how far the target networks move, 1: copies

@@ -46,7 +46,7 @@ class Config:
 
     total_steps: float = 100_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of the three Adams, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     initial_temperature: float = 1.0  # α at the start
     target_entropy_ratio: float = 0.5  # entropy that α aims for, over log A
     target_rate: float = 0.005  # how far the target networks move, 1: copies

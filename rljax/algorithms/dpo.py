@@ -60,14 +60,12 @@ class Config:
     chunk: int = struct.field(pytree_node=False, default=128)
     loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = struct.field(
         pytree_node=False, default="sigmoid"
-    )  # of the family, see above
+    )  # which member of the family: DPO's own (sigmoid), SLiC's (hinge), IPO, SimPO, ORPO
     train: Literal["all", "lora", "prefix", "subset"] = struct.field(pytree_node=False, default="all")
     rank: int = struct.field(pytree_node=False, default=8)
     prefix_length: int = struct.field(pytree_node=False, default=8)
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))
-    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
-        pytree_node=False, default="llama"
-    )  # without a model
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)

@@ -70,7 +70,7 @@ class Config:
 
     total_steps: float = 500_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of Adam, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     exploration_fraction: float = 0.2  # of the run, over which ε falls

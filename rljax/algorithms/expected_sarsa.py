@@ -34,9 +34,9 @@ class Config:
     """Fields; numbers are leaves that a sweep varies in one compilation, the rest is static."""
 
     total_steps: float = 500_000  # environment steps of the run: its length and the horizon of exploration
-    step_size: float = 0.5  # α
+    step_size: float = 0.5  # α: how far an estimate moves towards its target
     step_size_decay: float = 0.5  # ω; 0: a constant step size
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     epsilon_start: float = 1.0  # ε of ε-greedy at first
     epsilon_end: float = 0.05  # ε at last
     exploration_fraction: float = 0.5  # of the run, over which ε falls

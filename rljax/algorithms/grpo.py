@@ -47,12 +47,12 @@ class Config:
 
     total_steps: float = 50_000  # completions of the run
     learning_rate: float = 1e-4  # of AdamW, at its highest
-    clip: float = 0.2  # ε
+    clip: float = 0.2  # ε: how far a ratio may go from 1 and still be learnt from
     clip_high: float | None = None  # ε of the upper bound; None: the same
     dual_clip: float | None = None  # bound of the ratio where the advantage is negative; None: none
     kl: float | None = None  # β of the penalty towards the policy at the start; None: no such policy
     temperature: float = 1.0  # of the policy: of samples and of log-probabilities
-    top_k: float | None = None  # of the policy
+    top_k: float | None = None
     top_p: float | None = None
     min_p: float | None = None
     overlong_buffer: float = 16.0  # tokens before the limit in which a completion's penalty grows to 1
@@ -71,7 +71,7 @@ class Config:
     num_micro: int = struct.field(pytree_node=False, default=0)
     chunk: int = struct.field(pytree_node=False, default=128)
     oversampling: int = struct.field(pytree_node=False, default=1)  # of prompts, with groups "resampled"
-    loss: Literal["token", "sequence", "cispo"] = struct.field(pytree_node=False, default="token")  # ratio of
+    loss: Literal["token", "sequence", "cispo"] = struct.field(pytree_node=False, default="token")
     advantage: Literal["standardised", "centred"] = struct.field(pytree_node=False, default="standardised")
     aggregation: Literal["token_mean", "sequence_mean", "constant"] = struct.field(
         pytree_node=False, default="token_mean"

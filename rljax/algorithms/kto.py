@@ -38,8 +38,8 @@ class Config:
     total_steps: float = 10_000  # judgements of the run
     learning_rate: float = 2e-5  # of AdamW, at its highest
     beta: float = 0.1  # β, how close the policy stays to where it started
-    desirable_weight: float = 1.0  # λ_D
-    undesirable_weight: float = 1.0  # λ_U
+    desirable_weight: float = 1.0  # λ_D of completions that are desirable
+    undesirable_weight: float = 1.0  # λ_U of those that are not
     warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     beta1: float = 0.9
@@ -54,9 +54,7 @@ class Config:
     rank: int = struct.field(pytree_node=False, default=8)
     prefix_length: int = struct.field(pytree_node=False, default=8)
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))
-    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
-        pytree_node=False, default="llama"
-    )  # without a model
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)

@@ -39,11 +39,11 @@ class Config:
 
     total_steps: float = 500_000  # environment steps of the run: its length and the horizon of the schedules
     learning_rate: float = 2.5e-4  # of Adam, at the start
-    clip: float = 0.2  # ε, at the start
-    discount: float = 0.99  # γ
-    trace_decay: float = 0.95  # λ of GAE
-    entropy_coefficient: float = 0.01  # c_e
-    value_coefficient: float = 0.5  # c_v
+    clip: float = 0.2  # ε at the start: how far a ratio may go from 1 and still be learnt from
+    discount: float = 0.99
+    trace_decay: float = 0.95  # λ of GAE: how far advantages look ahead; 0: one step, 1: to the end
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
     max_grad_norm: float = 0.5  # global norm to which gradients are clipped
     adam_epsilon: float = 1e-5
     num_envs: int = struct.field(pytree_node=False, default=64)

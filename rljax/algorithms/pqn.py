@@ -38,8 +38,8 @@ class Config:
 
     total_steps: float = 500_000  # environment steps of the run: its length and the horizon of the schedules
     learning_rate: float = 5e-4  # of RAdam, at the start
-    discount: float = 0.99  # γ
-    trace_decay: float = 0.65  # λ
+    discount: float = 0.99
+    trace_decay: float = 0.65  # λ: how far targets look ahead; 0: one step, 1: to the end
     epsilon_start: float = 1.0  # ε of ε-greedy at the start
     epsilon_end: float = 0.05  # ε after exploration_fraction of the run
     exploration_fraction: float = 0.1  # of the run, in which ε falls

@@ -51,9 +51,7 @@ class Config:
     length: int = struct.field(pytree_node=False, default=256)  # tokens of a row, T
     num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
     chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
-    architecture: Literal["llama", "gru", "lstm"] = struct.field(
-        pytree_node=False, default="llama"
-    )  # without a model
+    architecture: Literal["llama", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)
@@ -152,9 +150,10 @@ def read(corpus: Corpus, config: Config) -> Task:
 
     if corpus.stream:
         learn = corpora.feed(replace(corpus, loss="all", packing="sequential"), base.tokenizer, config)
-        return corpora.task(corpus, base, learn, joined(corpora.measured(corpus, base.tokenizer)))
+        held_out = corpora.measured(corpus, base.tokenizer)
+        return corpora.task(corpus, base, corpora.Parts(learn, joined(held_out)))
     learn, held_out = corpora.documents(corpus, base.tokenizer)
-    return corpora.task(corpus, base, joined(learn), joined(held_out))
+    return corpora.task(corpus, base, corpora.Parts(joined(learn), joined(held_out)))
 
 
 def cut(text: Array, starts: Array, length: int) -> Rows:

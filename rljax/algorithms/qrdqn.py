@@ -66,7 +66,7 @@ class Config:
 
     total_steps: float = 500_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of Adam, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     exploration_fraction: float = 0.2  # of the run, over which ε falls
@@ -79,7 +79,7 @@ class Config:
     entropy_temperature: float = 0.03  # τ of the Munchausen target
     munchausen_scale: float = 0.9  # α of the Munchausen target
     munchausen_low: float = -1.0  # l₀ of the Munchausen target
-    quantiles: int = struct.field(pytree_node=False, default=51)  # K
+    quantiles: int = struct.field(pytree_node=False, default=51)  # K, of each action value
     num_envs: int = struct.field(pytree_node=False, default=8)
     num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
     train_every: int = struct.field(pytree_node=False, default=1)  # rows between updates

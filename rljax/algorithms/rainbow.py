@@ -30,7 +30,7 @@ class Config:
 
     total_steps: float = 500_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of Adam, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     epsilon_start: float = 1.0
     epsilon_end: float = 0.05
     exploration_fraction: float = 0.2  # of the run, over which ε falls
@@ -41,7 +41,7 @@ class Config:
     importance_exponent: float = 0.4  # β of prioritised replay at the start, 1 at the end
     value_low: float = -10.0  # V_low, the least return that an atom stands for
     value_high: float = 10.0  # V_high, the largest
-    atoms: int = struct.field(pytree_node=False, default=51)  # M
+    atoms: int = struct.field(pytree_node=False, default=51)  # M, of each distribution
     num_envs: int = struct.field(pytree_node=False, default=8)
     num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
     train_every: int = struct.field(pytree_node=False, default=1)  # rows between updates

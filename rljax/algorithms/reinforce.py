@@ -53,9 +53,9 @@ class Config:
 
     total_steps: float = 500_000  # iterations × num_envs × num_steps, and the horizon of the schedule
     learning_rate: float = 1e-2  # of Adam, at the start
-    discount: float = 0.99  # γ
-    entropy_coefficient: float = 0.0  # c_e
-    value_coefficient: float = 0.5  # c_v, of the learned baseline; far less with a shared torso
+    discount: float = 0.99
+    entropy_coefficient: float = 0.0
+    value_coefficient: float = 0.5  # c_v: weight of the learned baseline's loss; far less with a shared torso
     num_envs: int = struct.field(pytree_node=False, default=16)  # episodes per iteration
     num_steps: int = struct.field(pytree_node=False, default=500)  # of an episode, longer ones are cut
     hidden_sizes: tuple[int, ...] = struct.field(pytree_node=False, default=(64, 64))

@@ -55,11 +55,13 @@ class Config:
     max_grad_norm: float = 1.0
     alpha: float = 16.0
     batch_size: int = struct.field(pytree_node=False, default=16)  # judgements of an update
-    normalization_samples: int = struct.field(pytree_node=False, default=256)  # completions
+    normalization_samples: int = struct.field(
+        pytree_node=False, default=256
+    )  # completions that the mean 0 is of
     num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
     loss: Literal["pairwise", "choice"] = struct.field(
         pytree_node=False, default="pairwise"
-    )  # of pairs, or of K
+    )  # of pairs, or of the order of K completions
     margin: Literal["none", "data"] = struct.field(
         pytree_node=False, default="none"
     )  # that the loss asks for: none, or that of each judgement
@@ -72,9 +74,7 @@ class Config:
     rank: int = struct.field(pytree_node=False, default=8)
     prefix_length: int = struct.field(pytree_node=False, default=8)
     patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))
-    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
-        pytree_node=False, default="llama"
-    )  # without a model
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
     hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)

@@ -39,11 +39,11 @@ class Config:
 
     total_steps: float = 50_000  # completions of the run
     learning_rate: float = 1e-4  # of AdamW, at its highest
-    clip: float = 0.2  # ε
+    clip: float = 0.2  # ε: how far a ratio may go from 1 and still be learnt from
     value_clip: float = 0.2  # how far a value may move in an update before its loss stops
-    value_coefficient: float = 0.1  # c_v
-    discount: float = 1.0  # γ
-    trace_decay: float = 0.95  # λ of GAE
+    value_coefficient: float = 0.1
+    discount: float = 1.0
+    trace_decay: float = 0.95  # λ of GAE: how far advantages look ahead; 0: one step, 1: to the end
     kl: float | None = None  # β of the penalty in the rewards towards the policy at the start; None: none
     kl_target: float = 6.0  # nats per completion that the adaptive controller holds
     kl_horizon: float = 10_000.0  # completions in which it moves β by at most about a fifth

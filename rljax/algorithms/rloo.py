@@ -34,7 +34,7 @@ class Config:
 
     total_steps: float = 50_000  # completions of the run
     learning_rate: float = 1e-4  # of AdamW, at its highest
-    clip: float = 0.2  # ε
+    clip: float = 0.2  # ε: how far a ratio may go from 1 and still be learnt from
     kl: float | None = None  # β of the penalty in the reward towards the policy at the start; None: none
     temperature: float = 1.0  # of the policy: of samples and of log-probabilities
     top_k: float | None = None

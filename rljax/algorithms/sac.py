@@ -46,7 +46,7 @@ class Config:
 
     total_steps: float = 100_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of the three Adams, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     initial_temperature: float = 1.0  # α at the start
     target_entropy_ratio: float = 1.0  # entropy that α aims for, over −D
     noise_reversion: float = 0.15  # of Ornstein-Uhlenbeck noise, per step: 1 over the length of an excursion

@@ -59,14 +59,12 @@ class Config:
     chunk: int = struct.field(pytree_node=False, default=128)  # positions whose logits exist at one time
     train: Literal["all", "lora", "prefix", "subset"] = struct.field(
         pytree_node=False, default="all"
-    )  # of a model
+    )  # what is trained: all parameters, or an adapter's
     rank: int = struct.field(pytree_node=False, default=8)  # of LoRA
-    prefix_length: int = struct.field(pytree_node=False, default=8)  # positions
-    patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))  # layers or leaves
-    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(
-        pytree_node=False, default="llama"
-    )  # without a model
-    hidden_size: int = struct.field(pytree_node=False, default=128)  # without a network
+    prefix_length: int = struct.field(pytree_node=False, default=8)
+    patterns: tuple[str, ...] = struct.field(pytree_node=False, default=("attention/*",))
+    architecture: Literal["llama", "t5", "gru", "lstm"] = struct.field(pytree_node=False, default="llama")
+    hidden_size: int = struct.field(pytree_node=False, default=128)
     num_layers: int = struct.field(pytree_node=False, default=4)
     num_heads: int = struct.field(pytree_node=False, default=4)
     dtype: Literal["float32", "bfloat16"] = struct.field(pytree_node=False, default="float32")  # of products
@@ -161,10 +159,10 @@ def read(corpus: Corpus, config: Config) -> Task:
     config = checks.fields(config)
     likelihood.check(config)
     base = corpora.base(corpus, config)
-    return corpora.task(corpus, base, *rows_of(corpus, base, config))
+    return corpora.task(corpus, base, rows_of(corpus, base, config))
 
 
-def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> tuple[PyTree, PyTree]:
+def rows_of(corpus: Corpus, base: corpora.Base, config: Config) -> corpora.Parts:
     """What is learnt and what is held out: packed rows, of an encoder-decoder pairs, half of a row each."""
     model = base.model or language_model(base.tokenizer.vocab_size, config, config.length)
     if isinstance(model.config, Seq2SeqConfig):

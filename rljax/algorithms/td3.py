@@ -40,11 +40,11 @@ class Config:
 
     total_steps: float = 100_000  # environment steps of the run, learning_starts included
     learning_rate: float = 1e-3  # of Adam, at the start
-    discount: float = 0.99  # γ
+    discount: float = 0.99
     noise_scale: float = 0.1  # deviation, where the action space is [−1, 1]
     noise_reversion: float = 0.15  # of Ornstein-Uhlenbeck noise, per step: 1 over the length of an excursion
     target_noise: float = 0.2  # σ' of the target policy's actions
-    target_noise_clip: float = 0.5  # c
+    target_noise_clip: float = 0.5  # c: bound of that noise
     target_rate: float = 0.005  # how far the target networks move, 1: copies
     adam_epsilon: float = 1e-8
     priority_exponent: float = 0.6  # α of prioritised replay

@@ -46,10 +46,10 @@ class Config:
     """Fields; numbers are leaves that a sweep varies in one compilation, the rest is static."""
 
     total_steps: float = 500_000  # environment steps of the run
-    step_size: float = 0.5  # α
+    step_size: float = 0.5  # α: how far an estimate moves towards its target
     step_size_decay: float = 0.5  # ω; 0: a constant step size
-    discount: float = 0.99  # γ
-    trace_decay: float = 0.9  # λ
+    discount: float = 0.99
+    trace_decay: float = 0.9  # λ: how far targets look ahead; 0: one step, 1: to the end
     initial_value: float = 0.0  # of every state
     num_envs: int = struct.field(pytree_node=False, default=8)
     num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration

@@ -44,10 +44,10 @@ class Config:
 
     total_steps: float = 200_000  # environment steps of the run
     max_kl: float = 0.01  # δ, in nats
-    discount: float = 0.99  # γ
-    trace_decay: float = 0.95  # λ of GAE
+    discount: float = 0.99
+    trace_decay: float = 0.95  # λ of GAE: how far advantages look ahead; 0: one step, 1: to the end
     damping: float = 0.1  # added to the diagonal of the Fisher matrix
-    entropy_coefficient: float = 0.0  # c_e
+    entropy_coefficient: float = 0.0
     line_search_factor: float = 0.8  # α, by which a step that is refused is shortened
     value_learning_rate: float = 1e-3  # of Adam, for the value function
     num_envs: int = struct.field(pytree_node=False, default=16)

@@ -88,7 +88,7 @@ def _parsed(words: list[str]) -> Any:
     """The command that these words are, ready to run."""
     import tyro
 
-    from rljax.cli import commands, language
+    from rljax.cli import commands, language, listing
 
     classes: dict[str, Any] = {
         each.__name__.lower(): each
@@ -98,7 +98,7 @@ def _parsed(words: list[str]) -> Any:
             commands.Evaluate,
             commands.Report,
             commands.Render,
-            commands.List,
+            listing.List,
             language.Generate,
             language.Convert,
         )
@@ -108,6 +108,8 @@ def _parsed(words: list[str]) -> Any:
         from rljax.checks import suggest
 
         raise ValueError(f"no command {name!r} (there are {', '.join(classes)}){suggest(name, classes)}")
+    if name.startswith("--tyro-"):  # a script for tab completion is asked for
+        classes |= {key: _with_names(classes[key], key == "sweep") for key in ("train", "sweep")}
     if name in ("train", "sweep"):
         classes[name] = _with_config(classes[name], words[1:], several=name == "sweep")
     choice: Any = Union[tuple(Annotated[each, tyro.conf.subcommand(key)] for key, each in classes.items())]  # noqa: UP007
@@ -118,6 +120,26 @@ def _parsed(words: list[str]) -> Any:
         args=words or ["--help"],
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _with_names(command: type, several: bool) -> type:
+    """`command` with a subcommand for each algorithm, and names of environments: a shell completes them."""
+    from tyro.conf import arg, subcommand
+
+    from rljax import envs
+    from rljax.cli.options import ALL, kind
+
+    names = dataclasses.replace(kind(str, "NAME"), choices=envs.names())
+    fields: list[Any] = [("env", Annotated[str, names], "")]
+    more = {"__doc__": command.__doc__, "__module__": command.__module__}
+    made = lambda fields, bases: dataclasses.make_dataclass(
+        command.__name__, fields, bases=bases, kw_only=True, namespace=more
+    )
+    named = made(fields, (command,))
+    each = [
+        Annotated[_with_config(named, [name], several), subcommand(name, prefix_name=False)] for name in ALL
+    ]
+    return made([("choice", Annotated[Union[tuple(each)], arg(name="")])], ())  # noqa: UP007
 
 
 def _with_config(command: type, words: list[str], several: bool) -> type:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import shlex
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +13,6 @@ from tyro.conf import Positional, UseAppendAction, arg
 import rljax
 from rljax import algorithms
 from rljax.cli.options import (
-    ALL,
     Count,
     Flag,
     Folder,
@@ -24,9 +21,18 @@ from rljax.cli.options import (
     in_folder,
     key_and_value,
     kind,
-    one_of,
     typed,
     whole,
+)
+from rljax.cli.printing import (
+    figure,
+    measured,
+    print_next,
+    print_report,
+    print_summary,
+    print_table,
+    rank,
+    statistics,
 )
 
 Run = Annotated[Positional[Path], arg(metavar="RUN", help="A folder that train wrote.")]
@@ -81,8 +87,11 @@ class Sweep(Training):
         result = in_folder(self.out is not None, rljax.sweep, self.algorithm, world, grid, fixed, **keywords)
         headline = algorithms.headline(self.algorithm)
         ranked = rank(result.members, list(grid), headline)
-        compilations = f"{result.compilations} compilation{'s' if result.compilations > 1 else ''}"
-        title = f"{len(ranked)} configurations x {self.seeds} seeds, {compilations}: best first"
+        from rljax.checks import counted
+
+        configurations = counted(len(ranked), "configuration")
+        seeds, compilations = counted(self.seeds, "seed"), counted(result.compilations, "compilation")
+        title = f"{configurations} × {seeds}, {compilations}: best first"
         columns = [*grid, headline, "seeds"]
         rows = [[*map(typed, values.values()), figure(mean), str(n)] for values, mean, n in ranked[:20]]
         print_table(title, columns, rows)
@@ -126,7 +135,8 @@ class Evaluate:
             raise ValueError("--data is what a --task reads: name the task")
         found = self.judged() if self.task else self.evaluated()
         for name, value in found.items():
-            noun = MEASURED.get(name, "completions" if self.task else "episodes")
+            rows = name if name in ("loss", "accuracy") else "return"
+            noun = measured(rows, bool(self.task), not self.sampled and name != "return_sampled")
             shown = statistics(value, noun) if isinstance(value, Mapping) else typed(value)
             print(f"{name.replace('_', ' '):15} {shown}")
 
@@ -152,7 +162,7 @@ class Evaluate:
 
 @dataclass(kw_only=True)
 class Report:
-    """Draw the curves of runs, and print where the pictures are."""
+    """Print a table of runs, draw their curves, and print where the pictures are."""
 
     folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help="Run folders.")]
     # Where the pictures go.
@@ -161,8 +171,12 @@ class Report:
     def run(self) -> None:
         if not self.folders:
             raise ValueError("report needs a run folder, such as `rljax report runs/ppo-CartPole-v1`")
-        for path in rljax.report(list(self.folders), out=self.out):
-            print(path)
+        from rljax.runs.report import table
+
+        paths = rljax.report(list(self.folders), out=self.out)
+        print_report(table(list(self.folders)))
+        for path in paths:
+            print(f"{'figure':9} {path}")
 
 
 @dataclass(kw_only=True)
@@ -177,163 +191,3 @@ class Render:
 
     def run(self) -> None:
         print(rljax.render(self.folder, out=self.out, member=self.member, seed=self.seed))
-
-
-KINDS = ("algorithms", "environments", "tasks", "presets", "fields")
-
-
-@dataclass(kw_only=True)
-class List:
-    """Show what there is: algorithms, environments, tasks, presets, or the Config fields of an algorithm."""
-
-    what: Annotated[
-        Positional[str | None],
-        kind(one_of(KINDS), "{" + ",".join(KINDS) + "}"),
-        arg(help_behavior_hint="(default: the first four)"),
-    ] = None
-    # Only what concerns this algorithm (or the environment, after `environments`).
-    name: Annotated[Positional[str | None], kind(str, "NAME"), Optional] = None
-
-    def run(self) -> None:
-        if self.what in (None, "algorithms"):
-            rows = [[name, _first_line(algorithms.get(name))] for name in ALL]
-            print_table("algorithms", ["algorithm", "what it is"], rows)
-        if self.what in (None, "environments"):
-            _list_environments(self.name)
-        if self.what in (None, "tasks"):
-            from rljax.text import tasks
-
-            rows = [[name, _first_line(function)] for name, function in tasks.TASKS.items()]
-            print_table("tasks of text", ["task", "what it is"], rows)
-        if self.what in (None, "presets"):
-            _list_presets(self.name)
-        if self.what == "fields":
-            if self.name is None:
-                raise ValueError(f"fields of which algorithm? rljax list fields {'|'.join(ALL)}")
-            _list_fields(self.name)
-
-
-def _first_line(module: Any) -> str:
-    return (module.__doc__ or "").partition("\n")[0].rstrip(".")
-
-
-def _list_environments(name: str | None) -> None:
-    from rljax import envs
-    from rljax.runs.presets import PRESETS
-
-    if name is not None:
-        env = envs.make(name)
-        facts = {"observation": env.observation_space, "action": env.action_space}
-        rows = [[key, " ".join(str(space).split())] for key, space in facts.items()]
-        print_table(name, ["", ""], [*rows, ["time limit", f"{env.max_steps or 'no'} steps"]])
-        return
-    having = lambda name: ", ".join(algorithm for algorithm, env in PRESETS if env == name)
-    rows = [[name, having(name)] for name in envs.names()]
-    print_table("environments", ["environment", "presets for"], rows)
-
-
-def _list_presets(algorithm: str | None) -> None:
-    from rljax.runs.presets import PRESETS
-
-    if algorithm is not None:
-        algorithms.get(algorithm)
-    show = lambda fields: ", ".join(f"{name}={typed(value)}" for name, value in fields.items())
-    rows = [[*pair, show(fields)] for pair, fields in PRESETS.items() if algorithm in (None, pair[0])]
-    print_table("presets", ["algorithm", "environment", "fields that differ from the defaults"], rows)
-
-
-def _list_fields(algorithm: str) -> None:
-    rows = []
-    for field in algorithms.fields(algorithm):
-        kind = getattr(field.type, "__name__", str(field.type))
-        if kind == "Literal":
-            kind = " | ".join(field.type.__args__)
-        if kind == "tuple":
-            kind = "names, as a+b" if field.type.__args__[0] is str else "sizes, as 64x64"
-        together = field.leaf and field.name != "total_steps"  # members of one program run equally long
-        rows.append([field.name, typed(field.default), kind, "no" if together else "yes", field.help])
-    columns = ["field", "default", "type", "compiled per value", "what it is"]
-    print_table(f"fields of {algorithm}.Config", columns, rows)
-
-
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    print(title)
-    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns), show_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in ("field", "environment", "algorithm"))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def print_summary(summary: Mapping[str, Any], folder: Path | None) -> None:
-    """The few numbers that a finished run is about."""
-    ended = "" if summary.get("finished", True) else ", not finished"
-    world = summary.get("env") or summary["task"]
-    print(f"{summary['algorithm']} on {world}: {summary['steps']:,} steps per seed{ended}")
-    headline = summary["headline"]
-    print(f"{headline:9} {statistics(summary[headline], MEASURED[headline])}")
-    speed = summary.get("steps_per_second")
-    if speed is not None:
-        print(f"{'speed':9} {speed:,.0f} steps/s on {summary['device']}")
-    if start := summary.get("startup"):
-        parts = ", ".join(f"{name} {start[name]:.1f}" for name in ("import", "trace", "compile"))
-        cached = f"{start['cached']} of {start['programs']} programs from the cache"
-        print(f"{'start-up':9} {start['seconds']:.1f} s: {parts}; {cached}")
-    if folder is not None:
-        print(f"{'folder':9} {folder}")
-
-
-MEASURED = {
-    "return": "episodes",
-    "loss": "rows",
-    "accuracy": "rows",
-}  # what the headline is an average of, per seed
-
-
-def statistics(block: Mapping[str, Any], noun: str = "episodes") -> str:
-    """Mean, IQM, confidence interval, and what they are over."""
-    number = len(block["per_seed"])
-    text = figure(block["mean"])
-    if number > 1:
-        text += f"  IQM {figure(block['iqm'])}"
-    if block.get("ci95"):
-        text += "  95% CI {} to {}".format(*map(figure, block["ci95"]))
-    seeds = "1 seed" if number == 1 else f"{number} seeds"
-    return f"{text}  ({seeds} x {block['episodes']} {noun})" if "episodes" in block else f"{text}  ({seeds})"
-
-
-def figure(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.5g}"
-
-
-def rank(
-    members: Iterable[Mapping[str, Any]], fields: Sequence[str], headline: str = "return"
-) -> list[tuple[dict[str, Any], float | None, int]]:
-    """Each configuration of a sweep with the mean headline of its seeds and their number, the best first: the
-    highest return, the lowest loss.
-
-    One whose training failed for some seed has the mean None and comes last.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for member in members:
-        groups.setdefault(repr([member[field] for field in fields]), []).append(member)
-    ranked = []
-    for group in groups.values():
-        values = [each[headline] for each in group]
-        broken = any(value is None or math.isnan(value) for value in values)
-        mean = None if broken else sum(values) / len(values)
-        ranked.append(({field: group[0][field] for field in fields}, mean, len(group)))
-    sign = -1 if headline == "loss" else 1
-    return sorted(ranked, key=lambda each: -math.inf if each[1] is None else sign * each[1], reverse=True)
-
-
-def print_next(*commands: str) -> None:
-    print("\nnext:")
-    for command in commands:
-        print(f"  {command}")

@@ -2,5 +2,6 @@
 
 from rljax.envs import probes, tabular, wrappers
 from rljax.envs.gymnax import from_gymnax, make, names
+from rljax.envs.kinds import kinds
 
-__all__ = ["from_gymnax", "make", "names", "probes", "tabular", "wrappers"]
+__all__ = ["from_gymnax", "kinds", "make", "names", "probes", "tabular", "wrappers"]

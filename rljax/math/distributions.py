@@ -53,7 +53,7 @@ def _inverse_cdf(uniform: Float[Array, "*B"], logits: Logits) -> Int32[Array, "*
     return jnp.min(jnp.where((weight > 0) & (cumulative > threshold), index, last), axis=-1)
 
 
-def _uniform(key: Key[Array, ""], shape: tuple[int, ...], logits: Logits) -> Float[Array, "..."]:
+def _uniform(key: Key[Array, ""], shape: tuple[Any, ...], logits: Logits) -> Float[Array, "..."]:
     """Uniforms of at least float32: those of a half-precision type have too few values."""
     return jax.random.uniform(key, shape, logits.dtype if jnp.finfo(logits.dtype).bits >= 32 else jnp.float32)
 

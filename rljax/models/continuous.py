@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from rljax import checks
 from rljax.models import observations
-from rljax.models.layers import ACTIVATIONS, CNN, FEW, INITIALIZATIONS, MLP, Dense, policy_gain
+from rljax.models.layers import ACTIVATIONS, CNN, INITIALIZATIONS, MLP, Dense, few, policy_gain
 from rljax.types import Array, Key, Network, Policy, PyTree, Space
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # of `gaussian_actor`, as in Haarnoja et al. 2018's code
@@ -111,7 +111,7 @@ def ensemble(network: Network, count: int) -> Network:
 
     def apply(params: PyTree, *inputs: PyTree) -> Array:
         copies = [jax.tree.map(lambda x, i=i: x[i], params) for i in range(count)]
-        if jax.eval_shape(network.apply, copies[0], *inputs).size < FEW:  # a batched product would be slower
+        if few(jax.eval_shape(network.apply, copies[0], *inputs).size):  # a batched product would be slower
             return jnp.stack([network.apply(copy, *inputs) for copy in copies])
         return jax.vmap(lambda each: network.apply(each, *inputs))(params)
 

@@ -28,9 +28,16 @@ FEW = 128  # columns, below which rows are faster
 NARROW = 8  # features of a layer
 
 
-def by_rows(batch: int) -> bool:
+def few(batch: Any) -> bool:
+    """Whether a batch of this size is one of few rows. A symbolic size, of `jax.export`, cannot be compared
+    with a number: its program is that of few rows, which is right for all.
+    """
+    return not isinstance(batch, int) or batch < FEW
+
+
+def by_rows(batch: Any) -> bool:
     """Whether layers work on rows, (B, D), for a batch of this size."""
-    return batch < FEW or backend.layout() == "rows"
+    return few(batch) or backend.layout() == "rows"
 
 
 def sigmoid(x: Array) -> Array:
@@ -158,7 +165,7 @@ on_rows.defvjp(lambda kernel, x: (x @ kernel.T, (kernel, x)), _rows_back)
 
 def _product(kernel: Array, x: Array) -> Array:
     """x (B, in) times the transpose of kernel (out, in), with gradients of its own from FEW rows on."""
-    return x @ kernel.T if x.shape[0] < FEW else on_rows(kernel, x)
+    return x @ kernel.T if few(x.shape[0]) else on_rows(kernel, x)
 
 
 class Dense(nn.Module):

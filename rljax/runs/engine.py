@@ -286,7 +286,7 @@ def build(
         template=template,
         memory_bytes=memory,
         inspect=inspect if isinstance(world, Task) and world.rewards else None,
-        mapping=f"{members} x seed, {kind} on {len(devices)} x {devices[0].platform}",
+        mapping=mesh.told(dict(swept), seeds, kind, devices),
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks
-from rljax.runs import checkpoint, engine, load, statistics, stopping, stored
+from rljax.runs import alike, checkpoint, engine, load, statistics, stopping, stored
 from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
 
@@ -40,7 +40,8 @@ def evaluate(
     Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
     rewarded these are of greedy completions of held-out prompts, at most `episodes`, and "unscored" is the
     share of those that could not be scored, which the return leaves out; of other text {"loss"} or
-    {"accuracy"} of as many held-out rows takes the place of the first two. "note" says what was odd.
+    {"accuracy"} of as many held-out rows takes the place of the first two. "note" says what was odd. Where
+    nothing in an environment is random, all greedy episodes are alike, and "return_sampled" is there too.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
@@ -65,6 +66,9 @@ def evaluate(
     text = isinstance(found.env, Task)
     measured = statistics.measured(headline, text, returns, lengths, complete)
     result: dict[str, Any] = {headline: statistics.headline(measured.means.tolist(), measured.number)}
+    more = alike.sampled(found.env, program, states, seed, measured) if greedy else {}
+    notes = [note for note in (measured.note, more.pop("note", "")) if note]
+    result |= more
     if headline == "return":
         steps = lengths.mean(axis=1, dtype=np.float64).tolist()
         result["episode_length"] = statistics.headline(steps, lengths.shape[1])
@@ -75,4 +79,4 @@ def evaluate(
     if headline == "return":
         result["greedy"] = greedy
     result["device"] = jax.local_devices()[0].platform
-    return result | ({"note": measured.note} if measured.note else {})
+    return result | ({"note": "; ".join(notes)} if notes else {})

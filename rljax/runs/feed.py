@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from rljax.types import Feed, PyTree
+from rljax.runs.checkpoint import Restored
+from rljax.runs.engine import Program
+from rljax.types import Env, Feed, PyTree, Task
 
 
 class Feeder:
@@ -55,3 +57,12 @@ class Feeder:
 
     def close(self) -> None:
         self.thread.shutdown(wait=False, cancel_futures=True)
+
+
+def of(env: Env | Task, program: Program, restored: Restored | None, total: int) -> Feeder | None:
+    """What reads the data of a task while it is learnt, from where the checkpoint says."""
+    if not (isinstance(env, Task) and isinstance(env.learn, Feed)):
+        return None
+    if restored is None:
+        return Feeder(env.learn, program.share, total)
+    return Feeder(env.learn, program.share, total, restored.iteration, restored.metadata["feed"])

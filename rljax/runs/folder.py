@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from rljax import algorithms, backend
-from rljax.checks import RunError, show
+from rljax.checks import RunError, counted, show
 from rljax.runs.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, PyTree, Task
 
@@ -108,6 +108,7 @@ def _task(setup: Any) -> dict[str, Any]:
         "task_arguments": {name: plain(value) for name, value in arguments.items()} or None,
         "start": None if setup.start is None else setup.start._asdict(),
         "corpus": None if task.corpus is None else task.corpus.recorded(),
+        "counts": task.counts,
         "vocab_size": task.vocab_size,
         "length": task.learn.tokens.shape[1] + task.max_new_tokens if rows else setup.config.length,
     }
@@ -237,7 +238,7 @@ def device() -> str:
     return (
         f"{name} x {jax.local_device_count()}"
         if first.platform != "cpu"
-        else f"{name}, {jax.local_device_count()} cores"
+        else f"{name}, {counted(jax.local_device_count(), 'core')}"
     )
 
 

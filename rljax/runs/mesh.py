@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rljax.checks import counted
 from rljax.types import PyTree
 
 Mapping = Literal["vmap", "map"]
@@ -29,6 +30,18 @@ def mapping_for(device: Any) -> Mapping:
     else vmap.
     """
     return "map" if device.platform == "cpu" else "vmap"
+
+
+def told(swept: dict[str, Any], seeds: list[int], kind: Mapping, devices: list[Any]) -> str:
+    """How many members are mapped how, such as "6 configurations × 3 seeds, map on 2 cpu devices"."""
+    configurations = len(set(zip(*map(tuple, swept.values()), strict=True))) if swept else 1
+    distinct = len(set(seeds))
+    members = counted(distinct, "seed")
+    if configurations > 1:
+        members = f"{counted(configurations, 'configuration')} × {members}"
+    if configurations * distinct != len(seeds):  # a part of a sweep that was cut to fit into memory
+        members = counted(len(seeds), "member")
+    return f"{members}, {kind} on {counted(len(devices), f'{devices[0].platform} device')}"
 
 
 def shardings(

@@ -12,10 +12,11 @@ import numpy as np
 
 from rljax import algorithms, checks
 from rljax.checks import RunError
-from rljax.runs import checkpoint, folder, load, log, samples, statistics
+from rljax.runs import alike, checkpoint, folder, load, log, samples, statistics
 from rljax.runs.engine import Program
 from rljax.runs.feed import Feeder
 from rljax.runs.loop import NotFinite, Row
+from rljax.runs.progress import Progress
 from rljax.types import PyTree, Task
 
 # The metrics of training beside each headline, of which an algorithm has one.
@@ -30,6 +31,24 @@ class Result(NamedTuple):
     states: PyTree  # of all members, (S, ...), on the host; typed keys as their words
     config: Any
     rows: list[dict[str, Any]]  # what metrics.jsonl says
+
+    def __repr__(self) -> str:
+        """A few lines: the states are millions of numbers."""
+        return f"Result({told(self.summary)}\n  folder {self.folder})"
+
+
+def told(summary: dict[str, Any]) -> str:
+    """What was trained on what and for how long, and the headline with its seeds; two lines."""
+    name = summary["headline"]
+    block = summary[name]
+    world = summary.get("env") or summary["task"]
+    steps = f"{summary['steps']:,} {algorithms.unit(summary['algorithm'])} per seed"
+    shown = lambda value: "–" if value is None else f"{value:.5g}"
+    seeds = block["per_seed"]
+    each = ", ".join(map(shown, seeds[:10])) + ", …" * (len(seeds) > 10)
+    measured = f"{name} {shown(block['mean'])}, IQM {shown(block['iqm'])}"
+    measured += f" ({checks.counted(len(seeds), 'seed')}: {each})"
+    return f"{summary['algorithm']} on {world}: {steps}\n  {measured}"
 
 
 class Options(NamedTuple):
@@ -105,7 +124,7 @@ class Recorder:
         run: Path | None,
         description: dict[str, Any],
         options: Options,
-        bar: log.Progress,
+        bar: Progress,
         restored: checkpoint.Restored | None,
         feeder: Feeder | None = None,
     ) -> None:
@@ -142,7 +161,13 @@ class Recorder:
         if not self.options.evaluate_every:
             self.see(next((metrics[name] for name in TRAINING[self.headline] if name in metrics), None))
         speed = self.rate(iteration, self.before[1] + seconds)
-        self.bar.update(self.steps(iteration), speed, self.score(), self.headline)
+        self.bar.update(self.steps(iteration), speed, self.score(), self.label())
+
+    def label(self) -> str:
+        """What the score is: of training, whose policy explores, or of evaluations."""
+        if not self.options.evaluate_every:
+            return f"training {self.headline}"
+        return f"{'greedy' if self.headline == 'return' else 'held-out'} {self.headline}"
 
     def see(self, returns: np.ndarray | None) -> None:
         if returns is not None and not np.isnan(returns).all():
@@ -165,7 +190,7 @@ class Recorder:
             "steps_per_second": round(self.rate(row.iteration, self.seconds), 1),
         } | {name: column.tolist() for name, column in row.metrics.items()}
         if self.due(self.options.evaluate_every):
-            self.current = evaluated = self.evaluate(states)[0]
+            self.current = evaluated = self.evaluate(states).means
             self.evaluated = row.iteration
             content[f"evaluation_{self.headline}"] = evaluated.tolist()
         self.rows.append(content)
@@ -198,19 +223,18 @@ class Recorder:
         target = self.options.target_return
         if target is None or self.current is None or not (self.current >= target).all():
             return False
-        self.bar.say(f"every seed reached a return of {target:g} after {self.steps(self.iteration):,} steps")
+        spent = f"{self.steps(self.iteration):,} {algorithms.unit(self.setup.algorithm)}"
+        self.bar.say(f"every seed reached a {self.label()} of {target:g} after {spent}")
         return True
 
-    def evaluate(self, states: PyTree) -> tuple[np.ndarray, int]:
-        """The mean return (S,) of the greedy policy, or of a Task the mean loss or accuracy of its held-out
-        rows, and over how many episodes or rows it is: `statistics.measured`.
-        """
+    def evaluate(self, states: PyTree) -> statistics.Measured:
+        """The return of the greedy policy, or of a Task the loss or accuracy of its held-out rows."""
         evaluated = self.program.evaluate(states, self.iteration, self.options.evaluation_episodes)
         text = isinstance(self.setup.env, Task)
         found = statistics.measured(self.headline, text, *self.program.fetch(evaluated))
         if found.note:
             self.bar.say(found.note)
-        return found.means, found.number
+        return found
 
     def save(self, states: PyTree) -> None:
         """A checkpoint of this iteration, if there is a folder and none yet."""
@@ -254,7 +278,8 @@ class Recorder:
 
     def finish(self, states: PyTree, startup: dict[str, float]) -> Result:
         """The final evaluation, summary.json and curve.png. `startup` is the time before training."""
-        means, measured = self.evaluate(states)
+        found = self.evaluate(states)
+        more = alike.sampled(self.setup.env, self.program, states, self.iteration, found)
         steps = self.steps(self.iteration)
         hosted = self.program.fetch(states)
         summary = {
@@ -263,7 +288,8 @@ class Recorder:
             "steps": steps,
             "seeds": len(self.seeds),
             "headline": self.headline,
-            self.headline: statistics.headline(means.tolist(), measured),
+            self.headline: statistics.headline(found.means.tolist(), found.number),
+            **more,
             # without those of `init`, whose time is not in `seconds` either
             "steps_per_second": round((steps - self.initial) * len(self.seeds) / self.seconds, 1),
             "compile_seconds": round(startup["trace"] + startup["compile"], 2),

@@ -7,7 +7,9 @@ What a state looks like is Gymnax's own `visualize.Visualizer`. Frames are writt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +42,7 @@ DRAWABLE = (
     "PointRobot-misc",
     "Pong-misc",
 )
+EVERY = 5.0  # seconds between two words
 _ENDLESS = 1000  # steps of an episode without a time limit
 # Read by pygame: no window, no sound card, no greeting.
 _SILENT = {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy", "PYGAME_HIDE_SUPPORT_PROMPT": "1"}
@@ -56,6 +59,7 @@ def render(
     env: Env | None = None,
     network: Network | None = None,
     frozen: PyTree = None,
+    progress: bool = True,
 ) -> Path:
     """Roll a run's policy out for one episode and draw it; returns the GIF.
 
@@ -67,6 +71,7 @@ def render(
         max_steps: of the episode, which else ends by itself, or after 1000 steps where it has no time limit.
         greedy: the policy's mode, or draws from it.
         env, network, frozen: where the run was made with ones of your own.
+        progress: say on stderr what is done, and every five seconds how many frames are drawn.
 
     Raises: ValueError or FileNotFoundError for misuse, RunError where the extra `render` is not installed or
         Gymnax fails to draw; each one line.
@@ -86,8 +91,18 @@ def render(
     _check_drawable(loaded.env.name, loaded.env.source)
     limit = max_steps or loaded.env.max_steps or _ENDLESS
     policy = loaded.algorithm.policy(loaded.state)
+    say = _to_stderr if progress else _to_nobody
+    say(f"playing an episode of {loaded.env.name}")
     states, rewards = roll_out(loaded.env, policy, jax.random.key(seed), limit, greedy)
-    return draw_episode(loaded.env.source, states, rewards, path)
+    return draw_episode(loaded.env.source, states, rewards, path, say)
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _to_nobody(text: str) -> None:
+    del text
 
 
 def roll_out(
@@ -122,6 +137,7 @@ def draw_episode(
     states: Sequence[PyTree],
     cumulative_rewards: Sequence[float] | np.ndarray,
     path: Path | str,
+    say: Callable[[str], None] = _to_nobody,
 ) -> Path:
     """Write a GIF with one frame for each state; returns its path.
 
@@ -130,6 +146,7 @@ def draw_episode(
         states: n states of the Gymnax environment, in order.
         cumulative_rewards: (n,) the sum of rewards up to each, for the heading.
         path: ends in .gif.
+        say: is told how many frames there are, and every five seconds how many are drawn.
 
     Needs no display and leaves matplotlib's and SDL's settings as they were. Raises: ValueError for an
     environment that Gymnax does not draw, RunError where the extra `render` is missing or Gymnax fails.
@@ -145,7 +162,8 @@ def draw_episode(
     partial = path.with_name(f".{path.name}.partial.gif")
     with _silent():
         try:
-            frames = _frames(gymnax_env, params, states, cumulative_rewards)
+            say(f"drawing {checks.counted(len(states), 'frame')}")
+            frames = _told(_frames(gymnax_env, params, states, cumulative_rewards), len(states), say)
             first = next(frames)
             duration = 50 if _is_classic(gymnax_env.name) else 100
             first.save(partial, save_all=True, append_images=frames, duration=duration, loop=0)
@@ -238,6 +256,16 @@ def _frames(
     finally:
         if screen is not None:
             screen.close()
+
+
+def _told(frames: Iterator[Any], number: int, say: Callable[[str], None]) -> Iterator[Any]:
+    """The frames, with a word every five seconds."""
+    last = time.monotonic()
+    for index, frame in enumerate(frames, start=1):
+        yield frame
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            say(f"{index:,} of {number:,} frames drawn")
 
 
 def _pyplot(axes: Any) -> SimpleNamespace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rljax import algorithms
+from rljax.checks import counted
 from rljax.runs import drawing, folder
 from rljax.runs.statistics import headline
 
@@ -81,7 +84,8 @@ def report(runs: Path | str | Sequence[Path | str], out: Path | str | None = Non
     Args:
         runs: folders of `train` or `sweep`.
         out: the folder for the figures. None puts them into the folder they show, and a figure of several
-            runs into the working directory, as curves.png.
+            runs beside them, into the folder that holds them all: curves.png, or where that is taken
+            curves-2.png, ….
 
     Raises: FileNotFoundError and ValueError, one line, for no runs or a file that cannot be read.
     """
@@ -90,13 +94,22 @@ def report(runs: Path | str | Sequence[Path | str], out: Path | str | None = Non
     single = [read_run(each) for each in folders if each not in sweeps]
     paths = []
     if single:
-        target = Path(out or (single[0].folder if len(single) == 1 else "."))
-        name = "curve.png" if len(single) == 1 else "curves.png"
-        paths.append(drawing.curves(_panels(single), target / name))
+        paths.append(drawing.curves(_panels(single), _place([run.folder for run in single], out)))
     for sweep in sweeps:
         prefix = f"{sweep.resolve().name}-" if out and len(folders) > 1 else ""
         paths += _draw_sweep(sweep, Path(out or sweep), prefix)
     return paths
+
+
+def _place(runs: list[Path], out: Path | str | None) -> Path:
+    """Where the figure of these runs goes; without `out` nothing of another's is overwritten."""
+    if len(runs) == 1:
+        return Path(out or runs[0]) / "curve.png"
+    if out is not None:
+        return Path(out) / "curves.png"
+    beside = Path(os.path.commonpath([run.resolve().parent for run in runs]))
+    names = itertools.chain(["curves.png"], (f"curves-{number}.png" for number in itertools.count(2)))
+    return next(beside / name for name in names if not (beside / name).exists())
 
 
 def draw_curve(run: Path | str) -> Path:
@@ -227,7 +240,7 @@ def _panels(runs: Sequence[RunData]) -> list[drawing.Panel]:
             _line(run, members, quantity, name) for (run, _, members), name in zip(parts, labels, strict=True)
         ]
         label = _QUANTITIES.get(quantity, quantity.replace("_", " "))
-        steps = "tokens" if all("task" in run.config for run in here) else "environment steps"
+        steps = " or ".join(dict.fromkeys(algorithms.unit(run.config["algorithm"]) for run in here))
         panels.append(drawing.Panel(world, label, lines, steps))
     return panels
 
@@ -241,12 +254,8 @@ def _line(run: RunData, members: list[int], quantity: str, name: str) -> drawing
     steps, values = run.rows["steps"][: len(values)][there], _carried(values[there])
     having = np.isfinite(values).any(axis=0)
     ready = np.isfinite(values[:, having]).all(axis=1) & having.any()
-    count = f"{having.sum()} of " * (not having.all()) + _count(len(members), "seed")
+    count = f"{having.sum()} of " * (not having.all()) + counted(len(members), "seed")
     return drawing.Line(f"{name} ({count})", steps[ready], values[ready][:, having].T)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _labels(lines: Sequence[tuple[RunData, dict[str, Any]]]) -> list[str]:
@@ -297,7 +306,7 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
 
     title = f"{content['algorithm']} on {folder.world(content)}"
     if isinstance(content.get("seeds"), int):
-        title += f", {_count(content['seeds'], 'seed')} each"
+        title += f", {counted(content['seeds'], 'seed')} each"
     if len(grid) == 1:
         ((field, values),) = grid.items()
         cells = [cell(**{field: value}) for value in values]

@@ -131,6 +131,7 @@ class Measured(NamedTuple):
     means: np.ndarray  # (S,) float64, NaN where nothing could be counted
     number: int  # episodes, completions or rows of each member that are counted, of the one with the fewest
     note: str  # what a reader has to know of those that are not ordinary, or nothing
+    repeated: bool = False  # whether all episodes of some member have the same return and length
 
 
 def measured(
@@ -155,7 +156,9 @@ def measured(
     if not text:
         bound = f"{lengths.max():,} steps"
         note = f"{odd} of {size} episodes did not end within {bound} and count as far as they went"
-        return Measured(totals.mean(1), totals.shape[1], note if odd else "")
+        same = (totals == totals[:, :1]).all(1) & (lengths == lengths[:, :1]).all(1)
+        repeated = totals.shape[1] > 1 and bool(same.any())
+        return Measured(totals.mean(1), totals.shape[1], note if odd else "", repeated)
     scored = complete.sum(1)
     note = f"{odd} of {size} completions could not be scored and are left out"
     return Measured(means(totals, complete), int(scored.min()), note if odd else "")

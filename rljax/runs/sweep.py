@@ -41,6 +41,16 @@ class SweepResult(NamedTuple):
     parts: list[record.Result]
     compilations: int
 
+    def __repr__(self) -> str:
+        """A few lines: what each part was is in `parts`."""
+        shape = (
+            checks.counted(len(self.members), "member")
+            + f" in {checks.counted(self.compilations, 'compilation')}"
+        )
+        parts = [record.told(part.summary) for part in self.parts[:3]]
+        more = f"\n… and {checks.counted(len(self.parts) - 3, 'part')} more" if len(self.parts) > 3 else ""
+        return f"SweepResult({shape}\n" + "\n".join(parts) + f"{more}\n  folder {self.folder})"
+
 
 @stopping.stoppable()
 def sweep(

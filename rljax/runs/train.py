@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,22 +13,23 @@ import jax
 import jax.numpy as jnp
 
 from rljax import algorithms, backend
+from rljax.checks import counted
 from rljax.runs import (
     checkpoint,
     compiler,
     engine,
+    feed,
     folder,
     load,
-    log,
     loop,
     memory,
     presets,
     problems,
+    progress,
     stopping,
 )
 from rljax.runs.compiler import Seconds
 from rljax.runs.engine import Program
-from rljax.runs.feed import Feeder
 from rljax.runs.record import Options, Recorder, Result, options_from
 from rljax.types import Env, Feed, LanguageModel, Network, PyTree, Task
 
@@ -100,7 +102,7 @@ def train(
     def check(setup: load.Setup) -> None:
         nonlocal spent
         title = f"{setup.algorithm} on {setup.env_name}"
-        with log.Progress(1, title, chosen.progress) as bar:
+        with progress.Progress(1, title, chosen.progress) as bar:
             given = setup.env, setup.config, {}, numbers, network
             program = engine.build(setup.module.make, *given, cache=cache)
             bar.say(f"{title} {memory.told(program, title)}")
@@ -146,6 +148,8 @@ def begin(
         blank = problems.blank(problem, setup.config, network)
         task, config = problems.world(blank, setup.algorithm, setup.config)
         check(setup._replace(env=task, config=config))
+        if not options.progress:  # it may take minutes
+            print(f"{setup.algorithm} on {setup.env_name}: sft trains its model first", file=sys.stderr)
         params = _warm_up(setup, given, warm_up, seed, run, options, network)
         if isinstance(params, problems.Start):
             start = params._replace(reward="" if start is None else start.reward)
@@ -219,17 +223,22 @@ def train_members(
     total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
     judged = algorithms.headline(setup.algorithm)
     if options.target_return is not None and judged != "return":
-        raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} has a {judged}")
+        raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} is judged by {judged}")
     run = None if out is None else Path(out)
     description = folder.describe(setup, swept, seeds, total, network is not None, frozen)
     if run is not None and isinstance(env, Task):
         description["frozen"] = folder.sums(env)
     title = f"{setup.algorithm} on {setup.env_name}"
     steps = config.initial_steps + total * per_iteration
-    with folder.writing(run), log.Progress(steps, title, options.progress) as bar:
+    unit = algorithms.unit(setup.algorithm)
+    with folder.writing(run), progress.Progress(steps, title, options.progress, unit=unit) as bar:
         restored = _previous(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {title}")
+        if isinstance(env, Task) and env.counts:
+            from rljax.text.corpus import told
+
+            bar.say(told(env.counts))
         stopping.check()
         program = engine.build(setup.module.make, env, config, swept, seeds, network, frozen, cache)
         memory.check(program, len(seeds), title)
@@ -242,11 +251,12 @@ def train_members(
         stopping.check()
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
-        feeder = _feeder(env, program, restored, total)
+        feeder = feed.of(env, program, restored, total)
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
             start = compiler.startup(program.seconds().plus(spent or Seconds()), time.perf_counter() - begun)
-            bar.say(f"{program.mapping}; {total} iterations of {per_iteration} steps; {compiler.told(start)}")
+            length = f"{counted(total, 'iteration')} of {per_iteration:,} {unit}"
+            bar.say(f"{program.mapping}; {length}; {compiler.told(start)}")
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
                 if isinstance(env, Task):
                     folder.keep(run, env)
@@ -294,7 +304,7 @@ def _free(run: Path | None, resume: bool) -> bool:
 
 
 def _previous(
-    run: Path | None, description: dict[str, Any], resume: bool, bar: log.Progress
+    run: Path | None, description: dict[str, Any], resume: bool, bar: progress.Progress
 ) -> checkpoint.Restored | None:
     """Where the run in this folder goes on: None for one that begins."""
     if run is None:
@@ -322,17 +332,6 @@ def _previous(
     if retry := load.retries(run):
         bar.say(f"taken up again after NaN, time {retry}: with other random numbers")
     return restored
-
-
-def _feeder(
-    env: Env | Task, program: Program, restored: checkpoint.Restored | None, total: int
-) -> Feeder | None:
-    """What reads the data of a task while it is learnt, from where the checkpoint says."""
-    if not (isinstance(env, Task) and isinstance(env.learn, Feed)):
-        return None
-    if restored is None:
-        return Feeder(env.learn, program.share, total)
-    return Feeder(env.learn, program.share, total, restored.iteration, restored.metadata["feed"])
 
 
 def _first_states(

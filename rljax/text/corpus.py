@@ -11,7 +11,7 @@ learnt: files of their own, or the end of each plain text and the last of all ot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -143,20 +143,39 @@ def base(corpus: Corpus, config: Any) -> Base:
     return Base(tokenizer, loaded.model, loaded.params, loaded.generation)
 
 
-def task(corpus: Corpus, base: Base, learn: PyTree, held_out: PyTree) -> Task:
+class Parts(NamedTuple):
+    """What was read of a corpus."""
+
+    learn: PyTree
+    held_out: PyTree
+    # of each part: documents that were read, of those cut into several segments, dropped as longer than a row
+    counts: dict[str, dict[str, int]] | None = None
+
+
+def task(corpus: Corpus, base: Base, parts: Parts) -> Task:
     """The task of what was read from a corpus."""
     size = base.tokenizer.vocab_size if base.model is None else base.model.config.vocab_size
     return Task(
         corpus.name,
         size,
-        learn,
-        held_out,
+        parts.learn,
+        parts.held_out,
         base.params,
         tokenizer=base.tokenizer,
         model=base.model,
         generation=base.generation,
         corpus=corpus,
+        counts=parts.counts,
     )
+
+
+def told(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What was read, dropped and cut, in words."""
+    parts = []
+    for part, number in counts.items():
+        read = f"{part.replace('_', '-')}: {checks.counted(number['documents'], 'document')}"
+        parts.append(f"{read}, {number['dropped']:,} dropped as longer than a row, {number['split']:,} cut")
+    return "; ".join(parts)
 
 
 def characters(paths: Sequence[str], documents: Documents) -> set[str]:
@@ -236,37 +255,47 @@ def feed(corpus: Corpus, tokenizer: Tokenizer, config: Any) -> Feed:
     return blocks(source, corpus.block, digest.hexdigest())
 
 
-def packed(corpus: Corpus, tokenizer: Tokenizer, config: Any) -> tuple[Packed | Feed, Packed]:
+def packed(corpus: Corpus, tokenizer: Tokenizer, config: Any) -> Parts:
     """What is learnt and what is held out, in rows of `config.length` tokens; what is learnt of a
-    stream is a Feed.
+    stream is a Feed, which counts while it reads.
 
     Raises: as `documents` and `feed`.
     """
 
-    def rows(part: list[Example]) -> Packed:
-        found, _ = pack(part, config.length, tokenizer.pad_id, packing=corpus.packing, long=corpus.long)
-        return jax.tree.map(jnp.asarray, found)
+    def rows(part: list[Example]) -> tuple[Packed, dict[str, int]]:
+        found, number = pack(part, config.length, tokenizer.pad_id, packing=corpus.packing, long=corpus.long)
+        counts = {"documents": number.documents, "split": number.split, "dropped": number.dropped}
+        return jax.tree.map(jnp.asarray, found), counts
 
     if corpus.stream:
-        return feed(corpus, tokenizer, config), rows(measured(corpus, tokenizer))
-    learn, held_out = documents(corpus, tokenizer)
-    return rows(learn), rows(held_out)
+        held_out, number = rows(measured(corpus, tokenizer))
+        return Parts(feed(corpus, tokenizer, config), held_out, {"held_out": number})
+    (learn, learnt), (held_out, number) = map(rows, documents(corpus, tokenizer))
+    return Parts(learn, held_out, {"learn": learnt, "held_out": number})
 
 
-def pairs(corpus: Corpus, tokenizer: Tokenizer, length: int) -> tuple[Pairs, Pairs]:
-    """Prompts and completions of an encoder-decoder, up to `length` tokens each.
+def pairs(corpus: Corpus, tokenizer: Tokenizer, length: int) -> Parts:
+    """Prompts and completions of an encoder-decoder, up to `length` tokens each. Without files that are held
+    out the counts are of all.
 
     Raises: as `documents`; ValueError for a stream.
     """
     if corpus.stream:
         raise ValueError("the pairs of an encoder-decoder are read into memory: leave stream out")
-    load = lambda paths: load_pairs(list(files(paths)), tokenizer, length, length, side="right").rows
-    rows = load(corpus.data)
+
+    def load(paths: Files) -> tuple[Pairs, dict[str, int]]:
+        found = load_pairs(list(files(paths)), tokenizer, length, length, side="right")
+        documents = found.rows.prompt.shape[0] + found.dropped
+        return found.rows, {"documents": documents, "split": 0, "dropped": found.dropped}
+
+    rows, counts = load(corpus.data)
     if corpus.held_out:
-        return rows, load(corpus.held_out)
+        held_out, others = load(corpus.held_out)
+        return Parts(rows, held_out, {"learn": counts, "held_out": others})
     number = rows.prompt.shape[0]
     first = number - _held_out(number, corpus, needed=True)
-    return jax.tree.map(lambda x: x[:first], rows), jax.tree.map(lambda x: x[first:], rows)
+    cut = lambda part: jax.tree.map(lambda x: x[part], rows)
+    return Parts(cut(slice(first)), cut(slice(first, None)), {"all": counts})
 
 
 def _held_out(number: int, corpus: Corpus, needed: bool) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax.runs import checkpoint, engine, load, stored
+from rljax import envs
+from rljax.runs import alike, checkpoint, engine, load, statistics, stored
 from rljax.runs.record import Result
 from rljax.types import Array, Box, Discrete, Env, Key, Policy
 from tests.runs.tiny import CONFIG, WALK, Quick
@@ -198,3 +199,38 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Result, tmp_path: Path) -> N
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(FileNotFoundError, match="has no complete checkpoint"):
         stored.saved(run)
+
+
+def always_the_same() -> Env:
+    """Nothing is random: an episode of 5 steps, each worth 1 with action 1."""
+
+    def step(key: Key, time: Array, action: Array) -> tuple[Array, Array, Array, Array, Array]:
+        time = time + 1
+        return time[None] / 5.0, time, (action == 1).astype(jnp.float32), time >= 5, jnp.bool_(False)
+
+    reset = lambda key: (jnp.zeros(1), jnp.float32(0))
+    return Env("Same", reset, step, Box(0.0, 1.0, (1,)), Discrete(2), max_steps=9)
+
+
+def test_episodes_that_are_one_trajectory_are_said_and_the_sampled_return_is_beside(quick: Quick) -> None:
+    """The greedy return of each seed is that of one episode, a whole number; the sampled one is a mean."""
+    result = quick(env=always_the_same(), evaluation_episodes=32)
+    summary = result.summary
+    assert all(each == int(each) for each in summary["return"]["per_seed"])
+    drawn = summary["return_sampled"]
+    assert (drawn["episodes"], len(drawn["per_seed"])) == (32, 3)
+    assert all(0 < each < 5 and each * 32 == int(each * 32) for each in drawn["per_seed"])
+    assert any(each != int(each) for each in drawn["per_seed"])
+    assert summary["note"].startswith("all 32 greedy episodes of a seed are alike: Same has nothing random")
+
+
+def test_equal_returns_from_different_starts_are_no_single_trajectory() -> None:
+    """CartPole at its limit: every return is the same, and every start another."""
+    measured = statistics.measured(
+        "return", False, np.full((1, 4), 500.0), np.full((1, 4), 500), np.ones((1, 4), bool)
+    )
+    assert measured.repeated
+    assert not alike.starts_alike(envs.make("CartPole-v1"))
+    assert alike.starts_alike(always_the_same())
+    apart = statistics.measured("return", False, [[1.0, 2.0]], [[3, 3]], [[True, True]])
+    assert not apart.repeated

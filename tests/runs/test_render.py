@@ -208,3 +208,11 @@ def test_a_missing_extra_is_named(module, tmp_path, monkeypatch):
     with pytest.raises(checks.RunError, match=r'pip install "rljax\[render\]"') as caught:
         draw_episode(env.source, [state], [0.0], tmp_path / "e.gif")
     assert "\n" not in str(caught.value)
+
+
+def test_drawing_says_how_far_it_is(monkeypatch):
+    """At every frame where no five seconds are waited for."""
+    monkeypatch.setattr(render, "EVERY", 0.0)
+    said = []
+    assert list(render._told(iter("abc"), 3, said.append)) == ["a", "b", "c"]
+    assert said == ["1 of 3 frames drawn", "2 of 3 frames drawn", "3 of 3 frames drawn"]

@@ -5,6 +5,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+import rljax
+from rljax import algorithms
 from rljax.runs import drawing, report
 from rljax.runs.report import draw_curve, read_run, table
 from rljax.runs.statistics import headline, iqm
@@ -358,3 +360,37 @@ def test_amounts_have_the_digits_that_tell_them_apart():
     assert drawing.amount(0.12345, 0.02) == "0.123"
     assert drawing.amount(5.0, 0.0) == "5.000"
     assert drawing.amount(0.0, 0.0) == "0"
+
+
+def test_a_figure_of_several_runs_stands_beside_them_and_overwrites_none(tmp_path, monkeypatch):
+    """Under the folder that holds all of them, whatever the working folder; a second one has another name."""
+    monkeypatch.setattr(drawing, "curves", lambda panels, path: path.write_bytes(b"png") and path)
+    runs = [write_run(tmp_path / "runs" / name, [[1.0, 2.0]] * 3) for name in ("a", "b")]
+    monkeypatch.chdir(tmp_path)
+    assert report.report(runs) == [tmp_path / "runs" / "curves.png"]
+    assert report.report(runs) == [tmp_path / "runs" / "curves-2.png"]
+    assert report.report(runs[0]) == [tmp_path / "runs" / "a" / "curve.png"]
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_steps_are_called_what_they_are(tmp_path, drawn):
+    """The axis of a figure says tokens, judgements, completions or environment steps."""
+    units = {"ppo": "environment steps", "sft": "tokens", "dpo": "judgements", "grpo": "completions"}
+    for algorithm, unit in units.items():
+        assert algorithms.unit(algorithm) == unit
+        run = read_run(write_run(tmp_path / algorithm, [[1.0]] * 2, algorithm=algorithm))
+        assert report._panels([run])[0].steps == unit
+
+
+def test_metrics_are_a_long_table(tmp_path):
+    """Evaluations of every second row have entries there only; nothing stands where no episode ended."""
+    run = write_run(tmp_path / "a", [[None, 2.0], [3.0, 4.0]], evaluations=[None, [5.0, 6.0]])
+    assert rljax.metrics(run) == [
+        (1, 100, 0.0, 1, 1, "episode_return", 2.0),
+        (2, 200, 0.5, 0, 0, "episode_return", 3.0),
+        (2, 200, 0.5, 1, 1, "episode_return", 4.0),
+        (2, 200, 0.5, 0, 0, "evaluation_return", 5.0),
+        (2, 200, 0.5, 1, 1, "evaluation_return", 6.0),
+    ]
+    fields = ("iteration", "steps", "seconds", "member", "seed", "metric", "value")
+    assert rljax.metrics(run)[0]._fields == fields

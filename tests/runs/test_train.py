@@ -19,8 +19,9 @@ from rljax import algorithms
 from rljax.algorithms import dqn, ppo, sac
 from rljax.checks import RunError
 from rljax.envs import wrappers
-from rljax.runs import checkpoint, folder, load
+from rljax.runs import checkpoint, folder, load, mesh
 from rljax.runs.record import Result
+from rljax.runs.sweep import SweepResult
 from rljax.types import Array, Box, Discrete, Env, Network
 from tests.runs.tiny import CONFIG, ITERATIONS, PER_ITERATION, WALK, Quick, checkpoints, rows, strict
 
@@ -146,7 +147,7 @@ def test_a_target_return_stops_early(quick: Quick, tmp_path: Path, capfd: pytest
     result = quick(run, target_return=1.0, log_every=1, progress=True)
     reached = result.summary["steps"] // PER_ITERATION
     assert reached < ITERATIONS
-    assert "every seed reached a return of 1 after" in capfd.readouterr().err
+    assert "every seed reached a training return of 1 after" in capfd.readouterr().err
     assert checkpoints(run) == [reached]
     assert (run / "summary.json").is_file()
     unreached = quick(target_return=21.0, log_every=1)
@@ -480,3 +481,35 @@ def test_importing_train_is_quiet_and_leaves_the_heavy_packages_out() -> None:
     )
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_a_result_is_a_few_lines(whole: Result) -> None:
+    lines = repr(whole).splitlines()
+    returns = ", ".join(f"{each:.5g}" for each in whole.summary["return"]["per_seed"])
+    assert lines[0] == "Result(ppo on Walk: 384 environment steps per seed"
+    assert lines[1].startswith(f"  return {whole.summary['return']['mean']:.5g}, IQM ")
+    assert lines[1].endswith(f"(3 seeds: {returns})")
+    assert lines[2:] == [f"  folder {whole.folder})"]
+    shown = repr(SweepResult([{}] * 12, None, [whole] * 4, 1)).splitlines()
+    assert shown[0] == "SweepResult(12 members in 1 compilation"
+    assert shown[-2:] == ["… and 1 part more", "  folder None)"]
+    assert len(shown) == 9
+
+
+def test_members_are_told_as_configurations_and_seeds() -> None:
+    device = jax.local_devices()[:1]
+    rates = {"learning_rate": [1.0, 1.0, 2.0, 2.0], "clip": [0.1, 0.1, 0.1, 0.1]}
+    where = f"map on 1 {device[0].platform} device"
+    assert mesh.told(rates, [0, 1, 0, 1], "map", device) == f"2 configurations × 2 seeds, {where}"
+    assert mesh.told(rates, [0, 1, 0, 2], "map", device) == f"4 members, {where}"
+    assert mesh.told({}, [7], "map", device) == f"1 seed, {where}"
+
+
+def test_progress_says_whose_return_it_is(quick: Quick, capsys: pytest.CaptureFixture) -> None:
+    """Of the policy that explores while it trains, or of the greedy one where it is evaluated."""
+    quick(progress=True)
+    assert "training return " in capsys.readouterr().err
+    quick(progress=True, evaluate_every=4)
+    printed = capsys.readouterr().err
+    assert "greedy return " in printed
+    assert "384/384 environment steps (100%)" in printed

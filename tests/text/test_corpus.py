@@ -14,6 +14,7 @@ import rljax
 from rljax import pretrain, sft, text
 from rljax.models import huggingface
 from rljax.models.seq2seq import Seq2SeqConfig, seq2seq
+from rljax.text.corpus import told
 from rljax.text.data import Packed, Pairs
 from rljax.types import Task
 
@@ -205,7 +206,24 @@ def test_a_corpus_is_for_what_learns_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="ppo needs an environment; a is a Corpus"):
         rljax.train("ppo", text.Corpus(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("abc" * 100)
-    with pytest.raises(ValueError, match="target_return is of what is rewarded: pretrain has a loss"):
+    with pytest.raises(ValueError, match="target_return is of what is rewarded: pretrain is judged by loss"):
         rljax.train("pretrain", text.Corpus(tmp_path / "a.txt"), SMALL, target_return=1.0, progress=False)
     with pytest.raises(ValueError, match="no task is named 'CartPole-v1': there are reverse, sort"):
         rljax.train("sft", "CartPole-v1")
+
+
+def test_what_is_dropped_and_cut_is_counted(tmp_path: Path) -> None:
+    """Of 8 documents to learn, two pairs do not fit into 16 tokens, and a text of 40 becomes three pieces."""
+    pair = lambda size: json.dumps({"prompt": "a" * size, "completion": "b"})
+    lines = [pair(3)] * 5 + [pair(30)] * 2 + [json.dumps({"text": "ab" * 20})]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text(pair(3))
+    corpus = text.Corpus(tmp_path / "a.jsonl", held_out=tmp_path / "b.jsonl")
+    with pytest.warns(UserWarning, match="2 of 8 documents dropped"):
+        task = sft.read(corpus, sft.Config(**{**SMALL, "length": 16}))
+    assert task.counts == {
+        "learn": {"documents": 8, "split": 1, "dropped": 2},
+        "held_out": {"documents": 1, "split": 0, "dropped": 0},
+    }
+    said = "learn: 8 documents, 2 dropped as longer than a row, 1 cut; held-out: 1 document, 0 dropped as "
+    assert told(task.counts) == said + "longer than a row, 0 cut"

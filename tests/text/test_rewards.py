@@ -155,6 +155,17 @@ def test_numbers_that_are_none_of_float32(functions: Any) -> None:
             ask(rewards.of_text(functions.answers, processes=0), ["a"], [value])
 
 
+def test_a_lambda_is_told_of_its_name_at_once() -> None:
+    """One error says all that is missing, and what it says is enough."""
+    mine = lambda prompt, completion, record: 1.0
+    with pytest.raises(ValueError, match=r'has no name: pass name="..." and processes=0') as caught:
+        rewards.of_text(mine)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r'has no name: pass name="..."$'):
+        rewards.of_text(mine, processes=0)
+    assert rewards.of_text(mine, name="mine", processes=0).name == "mine"
+
+
 def test_what_another_process_cannot_have(functions: Any) -> None:
     with pytest.raises(ValueError, match="other processes cannot import the function: define it at the top"):
         rewards.of_text(lambda prompt, completion, record: 1.0, "constant")

@@ -45,8 +45,9 @@ def of_text(
     where that is infinite or a record lacks a field, RuntimeError where no process can load it.
     """
     called = name or getattr(function, "__name__", "")
-    if not called:
-        raise ValueError(f"of_text: {function!r} has no name: pass name=...")
+    if called in ("", "<lambda>"):
+        where = "" if processes == 0 or importable(function) else " and processes=0, as it stands in no file"
+        raise ValueError(f'of_text: {function!r} has no name: pass name="..."{where}')
     if processes is not None and (not isinstance(processes, int) or processes < 0):
         raise ValueError(f"reward {called}: processes = {processes!r}: must be None or at least 0")
     if not timeout > 0 or math.isinf(on_failure):
