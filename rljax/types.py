@@ -175,14 +175,22 @@ class Prompts(NamedTuple):
     demonstration: Any = None
 
 
+# The name of the axis along which members of a run are mapped side by side, by `vmap`, on one device. A loop
+# whose condition is one for all of them (`text.decoding`) is not batched.
+SIDE_BY_SIDE = "side_by_side"
+
+
 class Preferences(NamedTuple):
-    """N prompts with K completions each, of which somebody preferred the first."""
+    """N prompts with K completions each, of which somebody preferred the first; or with one each, which
+    somebody found `desirable` or not.
+    """
 
     tokens: Any  # (N, P) int32, padded on the left
     valid: Any  # (N, P) bool
     completion: Any  # (N, K, T) int32, with its stop token, −1 after it; [:, 0] was preferred
     weight: Any  # (N,) float32: how much a judgement counts, 1 for all where annotators are alike
     margin: Any  # (N,) float32: by how much the first is better, 0 where that was not asked
+    desirable: Any = None  # (N,) bool, where K is 1: labels without pairs, of `kto`
 
 
 class Reward(NamedTuple):
@@ -191,10 +199,11 @@ class Reward(NamedTuple):
     In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
     tokens are −1 where there is none, a completion ends with the first of the task's stop tokens where it met
     any. On the host it
-    is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool), of lists of strings and
-    of a task's records.
+    is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool, absent (B,) bool), of
+    lists of strings and of a task's records.
 
-    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted.
+    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted. A value that
+    is `absent` does not apply to its completion: the other rewards are its sum.
     """
 
     name: str
@@ -202,6 +211,7 @@ class Reward(NamedTuple):
     params: PyTree = None  # of a reward model
     weight: float = 1.0  # in the sum of a task's rewards
     host: bool = False
+    special_tokens: bool = False  # whether strings on the host show them; in the program all tokens are seen
     # whose tokens it understands: a rljax.text.Tokenizer, or how many there are; None: any
     vocabulary: Any = None
 
@@ -211,6 +221,7 @@ class Scores(NamedTuple):
 
     values: Array  # (B, R) float32, NaN where a completion could not be scored
     failed: Array  # (B, R) bool: a function of the host that failed or took too long, whatever it scored
+    absent: Array | None = None  # (B, R) bool: the reward does not apply to the completion; None: all do
 
 
 class Task(NamedTuple):
