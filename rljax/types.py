@@ -175,15 +175,11 @@ class Prompts(NamedTuple):
     demonstration: Any = None
 
 
-# The name of the axis along which members of a run are mapped side by side, by `vmap`, on one device. A loop
-# whose condition is one for all of them (`text.decoding`) is not batched.
-SIDE_BY_SIDE = "side_by_side"
+SIDE_BY_SIDE = "side_by_side"  # the axis of `vmap` over members of a run on one device: see `text.decoding`
 
 
 class Preferences(NamedTuple):
-    """N prompts with K completions each, of which somebody preferred the first; or with one each, which
-    somebody found `desirable` or not.
-    """
+    """N prompts with K completions each, the first of them preferred; or one each, `desirable` or not."""
 
     tokens: Any  # (N, P) int32, padded on the left
     valid: Any  # (N, P) bool
@@ -197,13 +193,12 @@ class Reward(NamedTuple):
     """What completions are worth in one respect. `rljax.text.rewards` makes them.
 
     In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
-    tokens are −1 where there is none, a completion ends with the first of the task's stop tokens where it met
-    any. On the host it
-    is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool, absent (B,) bool), of
+    tokens are −1 where there is none, a completion ends with the first of the task's stop tokens. On the host
+    it is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool, absent (B,) bool), of
     lists of strings and of a task's records.
 
-    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted. A value that
-    is `absent` does not apply to its completion: the other rewards are its sum.
+    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted. One that is
+    `absent` does not apply: the others are added up.
     """
 
     name: str
