@@ -194,7 +194,7 @@ class Reward(NamedTuple):
 
     In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
     tokens are −1 where there is none, a completion ends with the first of the task's stop tokens. On the host
-    it is (prompts, completions, records), of lists, -> (values, failed, absent), each (B,), the last two bool.
+    it is (prompts, completions, records), all lists, -> (values, failed, absent), (B,), the last two bool.
 
     NaN says that a completion could not be scored: nothing is learnt from it, and it is counted. One that is
     `absent` does not apply: the others are added up.
