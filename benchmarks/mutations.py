@@ -138,7 +138,7 @@ BREAKS = (
     Break(
         "text-decay",
         "algorithms/language.py",
-        "optax.add_decayed_weights(config.weight_decay, decay_mask),",
+        "optax.add_decayed_weights(config.weight_decay, partial(decay_mask, unread=UNREAD)),",
         "optax.identity(),",
         (TEXT + "::test_two_updates_of_sft",),
         "text algorithms without weight decay",

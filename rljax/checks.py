@@ -266,6 +266,29 @@ def choice(config: Any, field: str, options: Iterable[str]) -> None:
         complain(config, field, f"must be one of {', '.join(options)}{suggest(value, options)}")
 
 
+def read_by(config: Any, choice: str, readers: Iterable[str], *fields: str) -> None:
+    """These fields are read only where the static field `choice` is one of `readers`: where it is another,
+    each has its default, as another value would change nothing. Traced values are not looked into.
+    """
+    readers = tuple(readers)
+    if getattr(config, choice) in readers:
+        return
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
+    for field in fields:
+        value, default = getattr(config, field), defaults[field]
+        if isinstance(value, Tracer) or value is default:
+            continue
+        if not is_real(default):
+            same = value == default
+        else:  # a number may have been rounded to float32 on its way
+            same = value is not None and np.float32(_wide(value)) == np.float32(default)
+        if not same:
+            which = " or ".join(f'"{reader}"' for reader in readers)
+            complain(
+                config, field, f"is read with {choice} {which} alone: choose it, or leave {show(default)}"
+            )
+
+
 def fits(config: Any, field: str, needed: int) -> None:
     """So many bytes, which this field asks for, are no more than a device or this machine has at all."""
     if needed > (there := memory()):

@@ -175,26 +175,29 @@ class Prompts(NamedTuple):
     demonstration: Any = None
 
 
+SIDE_BY_SIDE = "side_by_side"  # the axis of `vmap` over members of a run on one device: see `text.decoding`
+
+
 class Preferences(NamedTuple):
-    """N prompts with K completions each, of which somebody preferred the first."""
+    """N prompts with K completions each, the first of them preferred; or one each, `desirable` or not."""
 
     tokens: Any  # (N, P) int32, padded on the left
     valid: Any  # (N, P) bool
     completion: Any  # (N, K, T) int32, with its stop token, −1 after it; [:, 0] was preferred
     weight: Any  # (N,) float32: how much a judgement counts, 1 for all where annotators are alike
     margin: Any  # (N,) float32: by how much the first is better, 0 where that was not asked
+    desirable: Any = None  # (N,) bool, where K is 1: labels without pairs, of `kto`
 
 
 class Reward(NamedTuple):
     """What completions are worth in one respect. `rljax.text.rewards` makes them.
 
     In the program `apply` is (params, prompt (B, P), completion (B, T), reference (B, ...)) -> (B,) float32;
-    tokens are −1 where there is none, a completion ends with the first of the task's stop tokens where it met
-    any. On the host it
-    is (prompts, completions, references) -> (values (B,) float32, failed (B,) bool), of lists of strings and
-    of a task's records.
+    tokens are −1 where there is none, a completion ends with the first of the task's stop tokens. On the host
+    it is (prompts, completions, records), all lists, -> (values, failed, absent), (B,), the last two bool.
 
-    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted.
+    NaN says that a completion could not be scored: nothing is learnt from it, and it is counted. One that is
+    `absent` does not apply: the others are added up.
     """
 
     name: str
@@ -202,6 +205,7 @@ class Reward(NamedTuple):
     params: PyTree = None  # of a reward model
     weight: float = 1.0  # in the sum of a task's rewards
     host: bool = False
+    special_tokens: bool = False  # whether strings on the host show them; in the program all tokens are seen
     # whose tokens it understands: a rljax.text.Tokenizer, or how many there are; None: any
     vocabulary: Any = None
 
@@ -211,6 +215,7 @@ class Scores(NamedTuple):
 
     values: Array  # (B, R) float32, NaN where a completion could not be scored
     failed: Array  # (B, R) bool: a function of the host that failed or took too long, whatever it scored
+    absent: Array | None = None  # (B, R) bool: the reward does not apply to the completion; None: all do
 
 
 class Task(NamedTuple):

@@ -95,15 +95,8 @@ def new_tokens(config: Any, task: Task) -> int:
 
 
 def sampling_settings(config: Any, task: Task, temperature: Any) -> Sampling:
-    loop = "while" if jax.default_backend() == "cpu" else "scan"  # see rljax.text.generate
-    return Sampling(
-        temperature,
-        config.top_k,
-        config.top_p,
-        config.min_p,
-        max_new_tokens=new_tokens(config, task),
-        loop=loop,
-    )
+    shape = config.top_k, config.top_p, config.min_p
+    return Sampling(temperature, *shape, max_new_tokens=new_tokens(config, task))
 
 
 def write(
@@ -152,7 +145,7 @@ def score(task: Task, frozen: PyTree, rollout: Rollout) -> Scores:
         params = frozen.get("rewards", {}).get(reward.name)
         columns.append(reward.apply(params, prompt, completion, rollout.reference).astype(jnp.float32))
     values = jnp.stack(columns, axis=1)
-    return Scores(values, jnp.zeros(values.shape, bool))
+    return Scores(values, *jnp.zeros((2, *values.shape), bool))
 
 
 def combined(
@@ -160,7 +153,7 @@ def combined(
 ) -> Array:
     """One reward of each completion, (B,), NaN where it could not be scored."""
     weights = jnp.array([reward.weight for reward in task.rewards])
-    return rewards.combine(scores.values, weights, group, normalisation)
+    return rewards.combine(scores.values, weights, group, normalisation, scores.absent)
 
 
 def credited(advantage: Callable[[Array, Array], Array], config: Any, reward: Array, scored: Array) -> Array:

@@ -44,7 +44,7 @@ class Config:
 
     total_steps: float = 10_000  # judgements of the run
     learning_rate: float = 2e-5  # of AdamW, at its highest
-    beta: float = 0.1  # β, how close the policy stays to where it started
+    beta: float = 0.1  # β of all but orpo, how close the policy stays to where it started
     label_smoothing: float = 0.0  # ε of sigmoid, the share of judgements that are the wrong way round
     margin: float = 1.0  # γ of simpo
     odds_weight: float = 0.1  # λ of orpo
@@ -138,6 +138,10 @@ def make(
     checks.number(config, "beta", low=0, open_low=True)
     checks.number(config, "label_smoothing", low=0, high=0.5)
     checks.number(config, "margin", "odds_weight", low=0)
+    checks.read_by(config, "loss", ("sigmoid",), "label_smoothing")
+    checks.read_by(config, "loss", ("simpo",), "margin")
+    checks.read_by(config, "loss", ("orpo",), "odds_weight")
+    checks.read_by(config, "loss", [name for name in LOSSES if name != "orpo"], "beta")
     frozen = task.frozen if frozen is None else frozen
     length = judgements.size(task, frozen)
     base, model, begin = language.adapted(task, config, network, frozen, length)
@@ -191,6 +195,7 @@ def make(
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        return judgements.measure(lambda rows: compared(state.params, rows)[0], rows, config.batch_size)
+        correct = lambda rows: judgements.right(compared(state.params, rows)[0])
+        return judgements.measure(correct, rows, config.batch_size)
 
     return Algorithm(init, step, policy, measure=measure)

@@ -168,10 +168,11 @@ def make(
     checks.count(config, "group_size", low=2)
     if config.oversampling > 1 and config.groups != "resampled":
         checks.complain(config, "oversampling", 'more than 1 needs groups = "resampled"')
-    if config.dual_clip is not None and config.loss == "cispo":
-        checks.complain(config, "dual_clip", 'is of the losses "token" and "sequence"')
+    unread = ("dual_clip",) if config.clip_high is None else ("dual_clip", "clip")  # by "cispo"
+    checks.read_by(config, "loss", ("token", "sequence"), *unread)
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
+    checks.read_by(config, "overlong", ("penalty",), "overlong_buffer")
     if config.overlong == "penalty":
         checks.number(config, "overlong_buffer", high=completions.new_tokens(config, task))
     model, trained, begin = language.adapted(task, config, network, frozen, length)

@@ -37,8 +37,16 @@ def size(task: Task, frozen: PyTree) -> int:
     return learn.tokens.shape[1] + learn.completion.shape[2]
 
 
-def check(config: Any, task: Task, frozen: PyTree, model: LanguageModel, length: int) -> None:
+def check(
+    config: Any,
+    task: Task,
+    frozen: PyTree,
+    model: LanguageModel,
+    length: int,
+    labels: bool = False,
+) -> None:
     """The fields that all of them read, and the rows, of which `model` will see `length` tokens at once.
+    Completions without others of their prompt are accepted where `labels` may say what they are worth.
     ValueError in one line; arrays that are traced are not looked into.
     """
     language.check(config)
@@ -55,15 +63,21 @@ def check(config: Any, task: Task, frozen: PyTree, model: LanguageModel, length:
             f"{positions}: leave the longest out"
         )
     for part in ("learn", "held_out"):
-        _check_rows(f"the task {task.name}: {part}", frozen[part], task.vocab_size)
+        rows = frozen[part]
+        if rows.desirable is not None and not labels:
+            raise ValueError(f"the task {task.name} has labels of single completions: kto learns from those")
+        _check_rows(f"the task {task.name}: {part}", rows, task.vocab_size)
 
 
 def _check_rows(where: str, rows: Preferences, vocab_size: int) -> None:
     if any(isinstance(leaf, Tracer) for leaf in rows):
         return
-    tokens, valid, completion, weight, margin = map(np.asarray, rows)
-    if completion.ndim != 3 or completion.shape[1] < 2 or not completion.size:
+    tokens, valid, completion, weight, margin = map(np.asarray, rows[:5])
+    several = completion.ndim == 3 and completion.size and completion.shape[1] >= 2
+    if rows.desirable is None and not several:
         raise ValueError(f"{where} has completions {completion.shape}: must be (N, K, T) with K of 2 or more")
+    if rows.desirable is not None and completion.shape[1:2] != (1,):
+        raise ValueError(f"{where} has completions {completion.shape} with labels: must be (N, 1, T)")
     for name, bad in (("weight", ~np.isfinite(weight) | (weight < 0)), ("margin", ~np.isfinite(margin))):
         if bad.any():
             right = "must be finite" + " and at least 0" * (name == "weight")
@@ -154,9 +168,9 @@ def update(
 
 
 def measure(
-    scores: Callable[[Preferences], Array], rows: Preferences, batch_size: int
+    correct: Callable[[Preferences], Array], rows: Preferences, batch_size: int
 ) -> tuple[Array, Array]:
-    """How many of each of E judgements `scores` (of B of them, (B, K)) get right, and 1: (E,) both."""
-    one = lambda row: right(scores(jax.tree.map(lambda x: x[None], row)))[0]
+    """What `correct`, of B judgements (B,), says of each of E, and 1: (E,) both."""
+    one = lambda row: correct(jax.tree.map(lambda x: x[None], row))[0]
     found = jax.lax.map(one, rows, batch_size=batch_size)
     return found, jnp.ones_like(found)

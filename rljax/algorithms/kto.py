@@ -11,10 +11,13 @@ serves here, in `dpo` and in `reward_model`; w is what the judgement counts, ove
 1 in sum. z estimates KL(π ‖ π_start): its y' are the completions of the judgement that comes next in the
 batch, weighted by what both judgements count. π_start is `frozen["params"]`.
 
+Judgements may be of one completion each, with a label that says whether it is desirable.
+
 Where K > 2, λ_D / λ_U of about K − 1 makes up for the numbers of both (the paper's equation 9).
 
 `measure` counts the held-out judgements in which the preferred completion has the highest r, which is what
-`dpo` counts, so that the two compare.
+`dpo` counts, so that the two compare; of single completions those whose r is above 0 where they are desirable
+and below where they are not.
 """
 
 from __future__ import annotations
@@ -81,8 +84,8 @@ class State:
 class Metrics(NamedTuple):
     loss: Mean
     kl: Mean  # z
-    accuracy: Mean  # judgements in which the preferred completion has the highest reward
-    margin: Mean  # its reward less the best of the others
+    accuracy: Mean  # judgements in which the preferred completion has the highest reward, or r the right sign
+    margin: Mean  # its reward less the best of the others; of nothing where completions are single
     reward_chosen: Mean  # β r of a desirable completion
     reward_rejected: Mean  # of the others
     log_prob_chosen: Mean  # of a whole completion, in nats
@@ -104,7 +107,7 @@ def make(
     frozen = task.frozen if frozen is None else frozen
     length = judgements.size(task, frozen)
     base, model, begin = language.adapted(task, config, network, frozen, length)
-    judgements.check(config, task, frozen, model, length)
+    judgements.check(config, task, frozen, model, length, labels=True)
     language.need_start(config, "beta", frozen)
     number = frozen["learn"].completion.shape[1]
 
@@ -140,20 +143,21 @@ def make(
         def loss_sum(params: PyTree, part: tuple[Preferences, Array]) -> tuple[Array, dict[str, Mean]]:
             rows, weights = part
             ratio, log_prob = compared(params, rows)
-            desirable = jnp.broadcast_to(jnp.arange(number) == 0, ratio.shape)
+            desirable = _desirable(rows)
             loss = preferences.kto(
                 ratio, desirable, kl, config.beta, config.desirable_weight, config.undesirable_weight
             )
             reward, log_prob = jax.lax.stop_gradient((config.beta * ratio, log_prob))
             counted = weights > 0
-            mean = lambda values: Mean.of(values, jnp.broadcast_to(counted[:, None], values.shape))
+            good, bad = desirable & counted[:, None], ~desirable & counted[:, None]
+            best = jnp.where(desirable, -jnp.inf, reward).max(axis=1)
             return jnp.sum(weights * loss.mean(axis=1)), {
-                "accuracy": Mean.of(judgements.right(reward), counted),
-                "margin": Mean.of(reward[:, 0] - reward[:, 1:].max(axis=1), counted),
-                "reward_chosen": mean(reward[:, :1]),
-                "reward_rejected": mean(reward[:, 1:]),
-                "log_prob_chosen": mean(log_prob[:, :1]),
-                "log_prob_rejected": mean(log_prob[:, 1:]),
+                "accuracy": Mean.of(_right(rows, reward), counted),
+                "margin": Mean.of(reward[:, 0] - best, counted) if number > 1 else Mean.none(),
+                "reward_chosen": Mean.of(reward, good),
+                "reward_rejected": Mean.of(reward, bad),
+                "log_prob_chosen": Mean.of(log_prob, good),
+                "log_prob_rejected": Mean.of(log_prob, bad),
             }
 
         params, opt_state, told = judgements.update(
@@ -167,6 +171,22 @@ def make(
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        return judgements.measure(lambda rows: compared(state.params, rows)[0], rows, config.batch_size)
+        correct = lambda rows: _right(rows, compared(state.params, rows)[0])
+        return judgements.measure(correct, rows, config.batch_size)
 
     return Algorithm(init, step, policy, measure=measure)
+
+
+def _desirable(rows: Preferences) -> Array:
+    """Which completions are, (B, K): the first of several, or as the labels say."""
+    if rows.desirable is not None:
+        return rows.desirable[:, None]
+    return jnp.broadcast_to(jnp.arange(rows.completion.shape[1]) == 0, rows.completion.shape[:2])
+
+
+def _right(rows: Preferences, scores: Array) -> Array:
+    """Of r (B, K), or a positive multiple: 1 where a judgement is right, 0 where not, (B,)."""
+    if rows.desirable is None:
+        return judgements.right(scores)
+    r = jnp.where(rows.desirable, scores[:, 0], -scores[:, 0])
+    return jnp.where(r == 0, 0.5, (r > 0).astype(jnp.float32))

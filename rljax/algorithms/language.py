@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from rljax.models.language_models import language_model
 from rljax.models.optimization import MasterState, decay_mask, master_weights
 from rljax.types import Array, Key, LanguageModel, PyTree, Task
 
+# Heads over the vocabulary of `rlhf_ppo`'s separate critic and of a reward model, which no loss reads.
+UNREAD = ("critic/head", "model/head")
 TOKENS = 1024  # that are computed at a time on a CPU, whose caches they then fit in
 
 ADAPTATIONS: dict[str, Callable[[Any, LanguageModel], adapters.Adaptation | None]] = {
@@ -51,6 +54,9 @@ def adapted(
     """
     checks.number(config, "alpha", low=0, open_low=True)
     checks.count(config, "rank", "prefix_length")
+    checks.read_by(config, "train", ("lora",), "alpha", "rank")
+    checks.read_by(config, "train", ("prefix",), "prefix_length")
+    checks.read_by(config, "train", ("lora", "subset"), "patterns")
     model = network or task.model or language_model(task.vocab_size, config, length)
     size = model.config.vocab_size
     if size < task.vocab_size:
@@ -106,7 +112,7 @@ def optimizer(config: Any) -> optax.GradientTransformation:
     adamw = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.scale_by_adam(config.beta1, config.beta2, config.adam_epsilon),
-        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.add_decayed_weights(config.weight_decay, partial(decay_mask, unread=UNREAD)),
     )
 
     def init(params: PyTree) -> PyTree:

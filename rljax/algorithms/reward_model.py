@@ -120,6 +120,7 @@ def make(
     """
     config = checks.fields(config)
     checks.count(config, "normalization_samples", low=2)
+    checks.read_by(config, "normalization", ("samples",), "normalization_samples")
     checks.number(config, "temperature", low=0, open_low=True)
     if config.centring is not None:
         checks.number(config, "centring", low=0)
@@ -203,6 +204,7 @@ def make(
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        return judgements.measure(lambda rows: scores(state.params, rows), rows, config.batch_size)
+        correct = lambda rows: judgements.right(scores(state.params, rows))
+        return judgements.measure(correct, rows, config.batch_size)
 
     return Algorithm(init, step, policy, measure=measure)

@@ -151,6 +151,8 @@ def make(
     completions.check(config, task, model)
     language.check_start(config, frozen)
     checks.whitened(config, config.steps_per_iteration * completions.new_tokens(config, task))
+    checks.read_by(config, "kl_controller", ("adaptive",), "kl_target", "kl_horizon")
+    checks.read_by(config, "value_loss", ("clipped",), "value_clip")
     if config.kl_controller == "adaptive":
         checks.number(config, "kl", low=0, open_low=True)
         checks.number(config, "kl_horizon", low=config.steps_per_iteration / 5, open_low=True)  # keeps β > 0

@@ -77,8 +77,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = struct.field(pytree_node=False, default="float32")
     schedule: Literal["constant", "linear", "cosine"] = struct.field(pytree_node=False, default="constant")
 
-    # no choices here: one step per sample
-    num_epochs = num_minibatches = 1
+    num_epochs = num_minibatches = 1  # no choices here: one step per sample
     old_log_prob, reward_normalization = "recomputed", "raw"
 
     @property
@@ -136,6 +135,7 @@ def make(
     """
     config = checks.fields(config)
     checks.number(config, "baseline_decay", low=0, high=1)
+    checks.read_by(config, "baseline", ("moving",), "baseline_decay")
     checks.count(config, "group_size", low=2 if config.baseline == "leave_one_out" else 1)
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)

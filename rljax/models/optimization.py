@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,14 @@ from rljax.types import Array, PyTree
 NEVER_DECAYED = ("*bias*", "*norm*", "scale", "*embedding*", "prefix_*")
 
 
-def decay_mask(params: PyTree) -> PyTree:
+def decay_mask(params: PyTree, unread: Sequence[str] = ()) -> PyTree:
     """Which parameters weight decay is for, as a pytree of Python booleans: `optax.adamw(mask=decay_mask)`.
 
     Matrices are, the head and adapters among them; biases, norms, embeddings (a tied head is one) and
-    prefixes are not. By name, not by number of axes, so that stacked layers are no exception.
+    prefixes are not, nor what matches `unread`, which no loss reads. By name, not by number of axes, so that
+    stacked layers are no exception.
     """
-    return unflatten({path: not matches(path, NEVER_DECAYED) for path in flatten(params)})
+    return unflatten({path: not matches(path, (*NEVER_DECAYED, *unread)) for path in flatten(params)})
 
 
 class MasterState(NamedTuple):

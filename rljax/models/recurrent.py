@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from rljax import checks
 from rljax.models.transformer.layers import Linear, dropped
 from rljax.models.transformer.model import together
-from rljax.models.transformer.products import product
+from rljax.models.transformer.products import along, product
 from rljax.types import Array, Dropout, Key, LanguageModel, PyTree
 
 Carry = tuple[Array, ...]  # of one layer, each (B, H) float32: (h,) of a GRU, (h, c) of an LSTM
@@ -40,6 +40,7 @@ class RecurrentConfig:
     cell: Literal["gru", "lstm"] = "gru"
     # The head is the embedding, transposed, of hidden states times hidden_size ** -0.5: both sizes are equal.
     tied: bool = False
+    head_bias: bool = False  # whether the head adds a number to each logit
     dtype: Any = jnp.float32  # of hidden states and the inputs of matmuls; the carry is float32
     param_dtype: Any = jnp.float32
 
@@ -132,6 +133,8 @@ class Stack(nn.Module):
         if not config.tied:  # made here, so that it is initialised with the rest; used by `logits`
             deviation = nn.initializers.normal(config.hidden_size**-0.5)
             self.param("head", deviation, (config.hidden_size, config.vocab_size), config.param_dtype)
+        if config.head_bias:
+            self.param("head_bias", nn.initializers.zeros, (config.vocab_size,), config.param_dtype)
         x, after = table[tokens].astype(config.dtype), []
         for number, carry in enumerate(carries):  # noise between layers, never in time (Zaremba et al. 2014)
             x, carry = Layer(config, name=f"layer_{number}")(dropped(x, dropout, number), start, valid, carry)
@@ -195,9 +198,13 @@ def recurrent(config: RecurrentConfig) -> LanguageModel:
     def logits(params: PyTree, hidden: Array) -> Array:
         hidden = hidden.astype(config.dtype)
         if config.tied:
-            kernel = params["embedding"].T
-            return product(hidden * config.hidden_size**-0.5, kernel, config.dtype, jnp.float32)
-        return product(hidden, params["head"], config.dtype, jnp.float32)
+            hidden, kernel = hidden * config.hidden_size**-0.5, params["embedding"].T
+        else:
+            kernel = params["head"]
+        found = product(hidden, kernel, config.dtype, jnp.float32)
+        if not config.head_bias:
+            return found
+        return found + along(params["head_bias"].astype(jnp.float32), found)
 
     def prefill(
         params: PyTree, tokens: Array, valid: Array, columns: int, adapters: PyTree = None

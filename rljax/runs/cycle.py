@@ -131,5 +131,6 @@ def judged(world: Task, rollout: Any, scores: Scores) -> tuple[np.ndarray, np.nd
     """Rewards (S, E), lengths (S, E) and whether they could be scored, of greedy rollouts of S members."""
     from rljax.algorithms.completions import combined
 
-    reward = np.stack([np.asarray(combined(world, Scores(*each))) for each in zip(*scores, strict=True)])
+    members = [jax.tree.map(lambda x: x[member], scores) for member in range(len(scores.values))]  # noqa: B023
+    reward = np.stack([np.asarray(combined(world, each)) for each in members])
     return reward, rollout.mask.sum(axis=2).astype(np.float32), np.isfinite(reward)

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rljax.runs import cycle, mesh
 from rljax.runs.compiler import Compiler, Seconds
 from rljax.runs.cycle import iteration_key, sound
-from rljax.types import Algorithm, Array, Env, Key, Mean, Policy, PyTree, Scores, Task
+from rljax.types import SIDE_BY_SIDE, Algorithm, Array, Env, Key, Mean, Policy, PyTree, Scores, Task
 
 EVALUATION = 2**31 - 1  # folded into the run key where training folds an iteration
 
@@ -318,7 +318,7 @@ def _over_members(function: Callable[..., Any], kind: str, grid: Any) -> Callabl
             alone = jax.tree.map(lambda x: x[0], members)
             return jax.tree.map(lambda x: x[None], function(shared, *alone))
         if kind == "vmap":
-            return jax.vmap(lambda *member: function(shared, *member))(*members)
+            return jax.vmap(lambda *member: function(shared, *member), axis_name=SIDE_BY_SIDE)(*members)
         return jax.lax.map(lambda member: function(shared, *member), members)
 
     if grid.size == 1:

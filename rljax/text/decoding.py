@@ -16,7 +16,7 @@ from flax import struct
 
 from rljax import checks
 from rljax.math import sampling
-from rljax.types import Array, Key, LanguageModel, PyTree
+from rljax.types import SIDE_BY_SIDE, Array, Key, LanguageModel, PyTree
 
 # (logits (V,), tokens (P + T,), step ()) -> logits (V,), pure. `tokens` are the prompt and the completion so
 # far, −1 where there is none (left padding, and what is to come); `step` counts the new tokens, so that the
@@ -147,6 +147,16 @@ def _choose(
     )
 
 
+def of_any_member(holds: Array) -> Array:
+    """Whether `holds` () is true here or of a member beside this one: then it is one number for all of them,
+    and a loop with this condition no loop of selects between old and new caches.
+    """
+    try:
+        return jax.lax.pmax(holds.astype(jnp.int32), SIDE_BY_SIDE) > 0
+    except NameError:  # nothing is mapped under this name
+        return holds
+
+
 def _uniforms(keys: Array, steps: Array) -> Array:
     """(T, B, 2): those of a row depend on its key and the step alone. Drawn at once, before the loop: a
     hash within it would be one more loop on a CPU.
@@ -229,7 +239,7 @@ def advance(
 
     def more(carry: tuple[Array, Decoding]) -> Array:
         i, state = carry
-        return (i < count) & (state.step < settings.max_new_tokens) & state.alive.any()
+        return (i < count) & (state.step < settings.max_new_tokens) & of_any_member(state.alive.any())
 
     _, state = jax.lax.while_loop(more, lambda carry: (carry[0] + 1, body(*carry)), (jnp.int32(0), state))
     return state

@@ -21,7 +21,7 @@ import numpy as np
 
 from rljax import checks
 from rljax.text.data.batches import pad_prompts
-from rljax.text.data.examples import conversation, template_arguments, turn_end, turns
+from rljax.text.data.examples import conversation, prompted, template_arguments, turn_end, turns
 from rljax.text.data.pairs import Pairs
 from rljax.text.tokenizer import Tokenizer
 from rljax.types import Array, LanguageModel, Preferences, Prompts, PyTree, Reward, Task
@@ -67,7 +67,8 @@ def problem(
     held_out: float | int = 0.1,
     demonstrated: int | None = None,
 ) -> Problem:
-    """A problem of records {"prompt", "completion" (to imitate, may be missing), …}, or of conversations.
+    """A problem of records {"prompt", "completion" (to imitate, may be missing), …}, of conversations, or of
+    Alpaca's {"instruction", "input", "output"}.
 
     Prompts are strings, or lists of messages, which become text by the tokenizer's chat template (with the
     record's `tools` and `chat_template_kwargs`); of {"messages"} the last turn is the completion where it is
@@ -239,7 +240,11 @@ def ragged(rows: Sequence[Sequence[int]], length: int | None = None) -> np.ndarr
 
 
 def _spoken(name: str, number: int, record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A record with a prompt: a conversation is cut before its last turn, where that is the assistant's."""
+    """A record with a prompt: a conversation is cut before its last turn, where that is the assistant's;
+    Alpaca's keys are put in its words.
+    """
+    if isinstance(record, Mapping) and "instruction" in record:
+        record = prompted(dict(record))
     told = isinstance(record, Mapping) and "prompt" not in record
     messages = conversation(record) if told else None
     if isinstance(messages, list | tuple) and messages:

@@ -62,8 +62,9 @@ def character_tokenizer(
 ) -> Tokenizer:
     """Every character is a token: the vocabulary of from-scratch research.
 
-    `characters` is a text (its distinct characters are taken, sorted, so that the order of the text does not
-    matter) or a collection of characters. Ids: 0 pads, 1 ends a text, then with unknown="replace" 2 stands
+    `characters` is a text or a set (its distinct characters are taken, sorted, so that the order of the text
+    does not matter), or a list or tuple of characters in the order of their ids, as of a model that was
+    trained elsewhere. Ids: 0 pads, 1 ends a text, then with unknown="replace" 2 stands
     for every character that is not in the vocabulary, then the characters. With unknown="error" `encode`
     raises ValueError naming the first such character and where it stands.
 
@@ -71,7 +72,8 @@ def character_tokenizer(
     """
     if unknown not in ("error", "replace"):
         raise ValueError(f"unknown = {unknown!r}: must be 'error' or 'replace'")
-    alphabet = sorted(set(characters))
+    ordered = isinstance(characters, list | tuple)
+    alphabet = list(dict.fromkeys(characters)) if ordered else sorted(set(characters))
     wrong = next((entry for entry in alphabet if not isinstance(entry, str) or len(entry) != 1), None)
     if not alphabet or wrong is not None:
         what = "no characters" if not alphabet else f"{wrong!r} is not one character"
@@ -123,7 +125,7 @@ def load_characters(folder: str | Path) -> Tokenizer:
     path = Path(folder) / CHARACTERS_FILE
     try:
         content = json.loads(path.read_bytes())
-        return character_tokenizer(content["characters"], content["unknown"])
+        return character_tokenizer(list(content["characters"]), content["unknown"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no saved character tokenizer ({error})") from error
 

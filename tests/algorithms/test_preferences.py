@@ -116,7 +116,13 @@ def assert_same_step(one: Any, other: Any, rtol: float = 1e-4) -> None:
         np.testing.assert_allclose(first, second, rtol=rtol, atol=1e-6)
 
 
-DPO_FIELDS = {"beta": 0.3, "label_smoothing": 0.2, "margin": 0.4, "odds_weight": 0.7}
+DPO_FIELDS: dict[str, dict[str, Any]] = {  # those that each loss reads
+    "sigmoid": {"beta": 0.3, "label_smoothing": 0.2},
+    "hinge": {"beta": 0.3},
+    "ipo": {"beta": 0.3},
+    "simpo": {"beta": 0.3, "margin": 0.4},
+    "orpo": {"odds_weight": 0.7},
+}
 DPO_LOSSES = {
     "sigmoid": lambda total, mean, w: 0.8 * softplus(-0.3 * total) + 0.2 * softplus(0.3 * total),
     "hinge": lambda total, mean, w: np.maximum(0, 1 - 0.3 * total),
@@ -127,7 +133,7 @@ DPO_LOSSES = {
 @pytest.mark.parametrize("loss", ["sigmoid", "hinge", "ipo", "simpo", "orpo"])
 def test_dpo_is_its_formula_of_whole_log_probabilities(loss: str) -> None:
     task = started_task()
-    config = config_of("dpo", **DPO_FIELDS, loss=loss)
+    config = config_of("dpo", **DPO_FIELDS[loss], loss=loss)
     state, model = moved("dpo"), model_of()
     rows = batch_of(task, state, config.batch_size)
     total, mean = nats_by_hand(model, state.params, rows)
@@ -140,7 +146,7 @@ def test_dpo_is_its_formula_of_whole_log_probabilities(loss: str) -> None:
         each, reward = softplus(0.4 - 0.3 * (mean[:, 0] - mean[:, 1])), 0.3 * mean
     else:
         odds = mean - np.log1p(-np.exp(mean))
-        each, reward = -mean[:, 0] + 0.7 * softplus(odds[:, 1] - odds[:, 0]), 0.3 * mean
+        each, reward = -mean[:, 0] + 0.7 * softplus(odds[:, 1] - odds[:, 0]), 0.1 * mean
     _, metrics = stepper("dpo", task, config)(task.frozen, state)
     np.testing.assert_allclose(metrics.loss.value, (rows.weight * each).sum() / rows.weight.sum(), rtol=1e-4)
     np.testing.assert_allclose(metrics.reward_chosen.value, reward[:, 0].mean(), rtol=1e-4, atol=1e-5)
@@ -176,6 +182,50 @@ def test_kto_is_its_formula_of_whole_log_probabilities(completions: int) -> None
     np.testing.assert_allclose(metrics.reward_rejected.value, 0.3 * r[:, 1:].mean(), rtol=1e-4, atol=1e-5)
 
 
+def labelled(rows: Preferences) -> Preferences:
+    """The first completion of one prompt, the second of the next, and so on, each with its label."""
+    first = np.arange(len(rows.weight)) % 2 == 0
+    single = np.where(first[:, None], rows.completion[:, 0], rows.completion[:, 1])[:, None]
+    return rows._replace(completion=jnp.asarray(single), desirable=jnp.asarray(first))
+
+
+def test_kto_of_labels_is_its_formula() -> None:
+    task = started_task()
+    task = task._replace(learn=labelled(task.learn), held_out=labelled(task.held_out))
+    config = config_of("kto", beta=0.3, desirable_weight=1.5, undesirable_weight=0.7)
+    state, model = moved("kto"), model_of()
+    rows = batch_of(task, state, config.batch_size)
+    ratio = lambda rows: (
+        nats_by_hand(model, state.params, rows)[0] - nats_by_hand(model, task.params, rows)[0]
+    )[:, 0]
+    r, following = ratio(rows), np.roll(np.arange(config.batch_size), -1)
+    both = rows.weight * rows.weight[following]
+    z = max(0.0, both @ ratio(rows._replace(completion=rows.completion[following])) / both.sum())
+    good = rows.desirable
+    assert 0 < good.sum() < len(good)
+    sigma = lambda x: 1 / (1 + np.exp(-x))
+    each = np.where(good, 1.5 * (1 - sigma(0.3 * (r - z))), 0.7 * (1 - sigma(0.3 * (z - r))))
+
+    @jax.jit
+    def step(frozen: Any, state: Any) -> Any:
+        algorithm = algorithms.get("kto").make(task, config, None, frozen)
+        return algorithm.step(jax.random.key(1), state)[1], algorithm.measure(state, 20)
+
+    metrics, (right, one) = step(task.frozen, state)
+    np.testing.assert_allclose(metrics.kl.value, z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics.loss.value, rows.weight @ each / rows.weight.sum(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.reward_chosen.value, 0.3 * r[good].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.reward_rejected.value, 0.3 * r[~good].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics.accuracy.value, np.mean((r > 0) == good))
+    assert int(metrics.margin.count) == 0
+    held = jax.tree.map(np.asarray, task.held_out)
+    np.testing.assert_array_equal(right, (ratio(held) > 0) == held.desirable)
+    assert one.tolist() == [1] * 20
+    for name in ("dpo", "reward_model"):
+        with pytest.raises(ValueError, match="has labels of single completions: kto learns from those"):
+            algorithms.get(name).make(task, config_of(name))
+
+
 def in_parts() -> list[Any]:
     """What is learnt in one part and in two: one Config of each algorithm, and the others as slow tests."""
     quick = [("dpo", 2, {"loss": "sigmoid"}), ("kto", 3, {})]
@@ -196,7 +246,10 @@ REWARD_MODELS: list[tuple[int, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "completions", "fields"), in_parts())
 def test_parts_of_a_batch_make_one_step(name: str, completions: int, fields: dict[str, Any]) -> None:
-    more = {"dpo": DPO_FIELDS, "kto": {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7}}
+    more = {
+        "dpo": DPO_FIELDS["sigmoid"],
+        "kto": {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.7},
+    }
     task, state = started_task(completions), moved(name, completions)
     config = config_of(name, **more.get(name, {"normalization": "none"}), **fields)
     assert_same_step(

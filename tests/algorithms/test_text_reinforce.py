@@ -132,7 +132,8 @@ def test_completions_may_be_shorter_than_demonstrations() -> None:
 def test_adapters_leave_the_base_which_is_the_policy_at_the_start(train: Any, names: set[str]) -> None:
     task = tasks.rewarded_task_with_a_model()
     before = checkpoint.sha256_of(task.params)
-    fields = FIELDS | {"rank": 2, "prefix_length": 2, "learning_rate": 0.1}
+    size = {"lora": {"rank": 2}, "prefix": {"prefix_length": 2}}[train]
+    fields = FIELDS | size | {"learning_rate": 0.1}
     config = configured(grpo, fields, train=train, kl=0.1)
     made = programs(grpo, task)
     state = made.init(config, jax.random.key(0))
@@ -209,7 +210,7 @@ def short() -> Task:
             {"kl_controller": "adaptive", "kl": 0.1, "kl_horizon": 2.0},
             "kl_horizon = 2: must be above 2.4",
         ),
-        (grpo, tasks.rewarded_task, {"loss": "cispo", "dual_clip": 3.0}, 'is of the losses "token"'),
+        (grpo, tasks.rewarded_task, {"loss": "cispo", "dual_clip": 3.0}, 'is read with loss "token" or'),
         (
             grpo,
             tasks.rewarded_task,

@@ -15,7 +15,7 @@ from rljax.types import LanguageModel, PyTree
 GRU = RecurrentConfig(vocab_size=7, embedding_size=3, hidden_size=4, num_layers=2)
 CONFIGS = {
     "gru": GRU,
-    "lstm": replace(GRU, cell="lstm"),
+    "lstm": replace(GRU, cell="lstm", head_bias=True),
     "gru, tied": replace(GRU, embedding_size=4, num_layers=1, tied=True),
 }
 configs = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -86,9 +86,10 @@ def loop(config: RecurrentConfig, params: PyTree, tokens: np.ndarray, segments: 
 
 
 def head(config: RecurrentConfig, params: PyTree, hidden: np.ndarray) -> np.ndarray:
+    bias = params["head_bias"] if config.head_bias else 0.0
     if config.tied:
-        return hidden @ params["embedding"].T / config.hidden_size**0.5
-    return hidden @ params["head"]
+        return hidden @ params["embedding"].T / config.hidden_size**0.5 + bias
+    return hidden @ params["head"] + bias
 
 
 def loss64(config: RecurrentConfig, params: PyTree) -> float:

@@ -12,6 +12,7 @@ import pytest
 
 import rljax
 from rljax import text
+from rljax.cli import main
 from rljax.models.huggingface import Generation
 from rljax.models.language_models import language_model
 from rljax.runs import load, problems
@@ -70,6 +71,23 @@ def test_what_a_run_says(run: Path) -> None:
     assert (run / "curve.png").stat().st_size > 1000
     loaded = rljax.language_model(run, member=1)
     assert loaded.generation.stop_ids == (loaded.tokenizer.eos_id,)
+
+
+def test_generate_answers_a_prompt_of_the_task_where_none_is_given(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(run), "--temperature", "0", "--max-new-tokens", "3", "--member", "1"]) == 0
+    told = capsys.readouterr().out.removesuffix("\n")
+    problem = text.tasks.make("reverse", **TASK)
+    first = np.asarray(problem.held_out.tokens[0])[np.asarray(problem.held_out.valid[0])]
+    prompt = problem.tokenizer.decode(first.tolist())
+    assert prompt.endswith(">")
+    loaded = rljax.language_model(run, member=1)
+    rows, valid = text.data.pad_prompts([first.tolist()])
+    settings, stops = text.Sampling(temperature=0.0, max_new_tokens=3), loaded.generation.stop_ids
+    written = text.generate(loaded.model, loaded.params, jax.random.key(0), rows, valid, settings, stops)
+    tokens = [int(token) for token in written.tokens[0][written.mask[0]] if int(token) not in stops]
+    assert told == prompt + problem.tokenizer.decode(tokens)
 
 
 def test_sampled_completions_are_kept_with_rewards_and_credit(run: Path) -> None:
@@ -215,7 +233,8 @@ def test_what_was_changed_in_a_problem_is_said_in_the_tokens_of_a_model_or_refus
     assert found.tokenizer is other
     assert found.max_new_tokens == 9
     assert found.rewards[0] is host
-    assert (found.rewards[1].name, found.rewards[1].weight) == ("exact_text", 0.5)
+    assert (found.rewards[1].name, found.rewards[1].weight) == ("exact_match", 0.5)
+    assert found.rewards[1].host  # as text, which other tokens may write in several ways
     assert found.learn.tokens.max() < other.vocab_size
     assert changes(found) == ("rewards", "max_new_tokens")
     assert spelt(found) is found

@@ -12,12 +12,13 @@ import pytest
 from rljax.math import sampling
 from rljax.models.transformer import TransformerConfig, transformer
 from rljax.models.transformer.config import Layer
+from rljax.runs import engine
 from rljax.text import decoding
 from rljax.text.buckets import decode_many
-from rljax.text.decoding import Sampling
+from rljax.text.decoding import Sampling, of_any_member
 from rljax.text.generate import Completion, generate, stream
 from rljax.text.score import score
-from rljax.types import LanguageModel
+from rljax.types import SIDE_BY_SIDE, LanguageModel
 
 KEY = jax.random.key(0)
 V, D, P, T = 23, 8, 5, 12
@@ -287,6 +288,43 @@ def test_the_while_loop_ends_early_and_the_scan_does_not() -> None:
         jax.block_until_ready(generate(model, params_of(BAG), KEY, PROMPT, VALID, settings, stop_ids))
         jax.effects_barrier()
         assert len(steps) == expected
+
+
+def test_members_side_by_side_end_together_and_early() -> None:
+    """Under a vmap with the name that runs give it: what each member draws alone, in as many steps as the
+    longest of them takes.
+    """
+    steps = []
+
+    def counted(params: Any, token: Any, cache: Any, adapters: Any = None) -> Any:
+        jax.debug.callback(lambda: steps.append(1))
+        return BAG.decode(params, token, cache, adapters)
+
+    model, settings = BAG._replace(decode=counted), Sampling(max_new_tokens=T)
+    one = lambda stop_ids: generate(model, params_of(BAG), KEY, PROMPT, VALID, settings, stop_ids)
+
+    def run(function: Any, stop_ids: Any) -> tuple[Any, int]:
+        steps.clear()
+        found = jax.block_until_ready(function(stop_ids))
+        jax.effects_barrier()
+        return found, len(steps)
+
+    stops = np.stack([np.arange(V), np.arange(V) // 2 * 2])  # every token, every other one
+    alone = [run(one, stop_ids) for stop_ids in stops]
+    counts = [count for _, count in alone]
+    assert 0 == counts[0] < counts[1] < T - 1
+    together, count = run(jax.jit(jax.vmap(one, axis_name=SIDE_BY_SIDE)), stops)
+    assert count == max(counts)
+    for member, (found, _) in enumerate(alone):
+        np.testing.assert_array_equal(together.tokens[member], found.tokens)
+        np.testing.assert_array_equal(together.mask[member], found.mask)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("vmap", [1, 1]), ("map", [1, 0])])
+def test_runs_map_their_members_under_that_name(kind: str, found: list[int]) -> None:
+    grid = jax.make_mesh((1,), ("member",), devices=jax.devices()[:1])
+    over = engine._over_members(lambda shared, holds: of_any_member(holds), kind, grid)
+    assert jax.jit(over)(None, jnp.array([True, False])).tolist() == found
 
 
 def test_numbers_are_leaves_so_a_sweep_is_one_program() -> None:

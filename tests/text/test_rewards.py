@@ -68,7 +68,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def ask(reward: Reward, completions: list[str], records: list[Any] | None = None) -> tuple[Any, Any]:
-    return reward.apply([""] * len(completions), completions, records or [None] * len(completions))
+    return reward.apply([""] * len(completions), completions, records or [None] * len(completions))[:2]
 
 
 def test_values_come_back_in_order_whatever_they_are(functions: Any) -> None:
@@ -82,7 +82,8 @@ def test_values_come_back_in_order_whatever_they_are(functions: Any) -> None:
 def test_one_bad_completion_does_not_harm_the_others(functions: Any) -> None:
     reward = rewards.of_text(functions.odd, processes=2, timeout=0.5, on_failure=-1.0)
     words = ["half"] * 20 + ["loop", "raise", "exit", "die"] + ["half"] * 20
-    with pytest.warns(UserWarning, match=r"reward odd failed for 4 of 44 completions \(.*; failures are"):
+    message = r"reward odd failed for 4 of 44 completions \(.*\): they score -1; failures are"
+    with pytest.warns(UserWarning, match=message):
         values, failed = ask(reward, words)
     bad = np.isin(words, ["loop", "raise", "exit", "die"])
     np.testing.assert_array_equal(failed, bad)
@@ -97,7 +98,7 @@ def test_a_failure_is_nan_and_tried_once_more(functions: Any, tmp_path: Path) ->
     values, failed = ask(reward, ["once", "half"], [str(tmp_path / "mark")] * 2)
     assert not failed.any()
     assert values.tolist() == [1.0, 0.5]
-    with pytest.warns(UserWarning, match=r"KeyError: 'no such\\nthing'"):
+    with pytest.warns(UserWarning, match=r"KeyError: 'no such\\nthing'\): they are left out"):
         values, failed = ask(reward, ["raise", "half"])
     assert np.isnan(values[0])
     assert failed.tolist() == [True, False]
@@ -136,7 +137,7 @@ def test_a_pool_ends_with_its_reward(functions: Any) -> None:
     [
         ("1", r"reward answers returned str '1': must be one number or a boolean"),
         ([1.0], r"reward answers returned list \[1.0\]: must be one number"),
-        (None, "reward answers returned NoneType None"),
+        ({}, r"reward answers returned dict \{\}"),
         (np.ones(2), "reward answers returned ndarray"),
         (1j, "reward answers returned complex 1j"),
     ],
@@ -329,7 +330,7 @@ def test_numbers_are_read(string: str, value: float | None) -> None:
 def test_ready_rewards() -> None:
     record = {"completion": "ab ", "answer": "so 3 * 4 = 12\n#### 12"}
     ask_one = lambda reward, words: ask(reward, words, [record] * len(words))[0].tolist()
-    assert ask_one(rewards.exact_text(), ["ab", " ab", "abc"]) == [1, 1, 0]
+    assert ask_one(rewards.exact_match(), ["ab", " ab", "abc"]) == [1, 1, 0]
     assert ask_one(rewards.numeric_answer(), ["12", "11 12.0", "12 13", "no", "12.1"]) == [1, 1, 0, 0, 0]
     assert ask_one(rewards.numeric_answer(tolerance=0.1), ["12.1"]) == [1]
     assert ask_one(rewards.pattern(r"^\d+$"), ["12", "a12"]) == [1, 0]
@@ -360,16 +361,51 @@ def test_one_stop_token_stands_for_all() -> None:
     assert ended.tolist() == [[5, 6, 1], [5, 6, 1], [5, 1, -1], [5, 6, 7]]
     assert rewards.one_stop((1,), written) is written
     reference = {"completion": jnp.broadcast_to(jnp.array([5, 6, 1]), (4, 3))}
-    assert rewards.exact_match().apply(None, written, ended, reference).tolist() == [1, 1, 0, 0]
+    assert rewards.exact_match(tokens=True).apply(None, written, ended, reference).tolist() == [1, 1, 0, 0]
 
 
 def test_a_regular_expression_that_takes_for_ever() -> None:
     reward = rewards.pattern(r"^(a+)+$", timeout=1.0)
     with pytest.warns(UserWarning, match="no result in 1 s"):
         values, failed = ask(reward, ["a" * 40 + "!", "aaa"])
-    assert np.isnan(values[0])
-    assert values[1] == 1
+    assert values.tolist() == [0, 1]  # it was not found
     assert failed.tolist() == [True, False]
+
+
+def test_code_that_hangs_or_fails_is_a_bad_answer(functions: Any) -> None:
+    reward = rewards.of_code(functions.odd, processes=2, timeout=0.5)
+    with pytest.warns(UserWarning, match="failed for 3 of 4 .*: they score 0;"):
+        values, failed = ask(reward, ["loop", "raise", "die", "half"])
+    assert values.tolist() == [0, 0, 0, 0.5]
+    assert failed.tolist() == [True, True, True, False]
+    assert np.isfinite(rewards.combine(values[:, None], jnp.ones(1), 1)).all()  # it is learnt from
+    with pytest.raises(ValueError, match="processes = 0: code is executed in other processes"):
+        rewards.of_code(functions.odd, processes=0)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_none_says_that_a_reward_does_not_apply(functions: Any, processes: int) -> None:
+    apply = rewards.of_text(functions.answers, processes=processes).apply
+    values, failed, absent = apply([""] * 3, [""] * 3, [None, 0.5, float("nan")])
+    np.testing.assert_array_equal(values, np.array([np.nan, 0.5, np.nan], np.float32))
+    assert absent.tolist() == [True, False, False]
+    assert not failed.any()
+
+
+def test_the_other_rewards_of_a_completion_are_added_up() -> None:
+    """As TRL's nansum; a completion to which none applies is unscored, and so is one with a failure."""
+    nan = np.nan
+    values = jnp.array([[1.0, nan, 4.0], [nan, nan, nan], [nan, 2.0, 4.0], [1.0, 2.0, nan]])
+    absent = jnp.array([[0, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+    weights = jnp.array([2.0, 3.0, 1.0])
+    found = rewards.combine(values, weights, 1, absent=absent)
+    np.testing.assert_array_equal(found, [6.0, nan, 10.0, nan])
+    alone = rewards.combine(values[:1], jnp.array([0.0, 3.0, 0.0]), 1, absent=absent[:1])
+    assert np.isnan(alone).all()
+    # of the first reward, 1 and 3 are standardised without the row that it does not apply to
+    pair = jnp.array([[1.0, 5.0], [3.0, 5.0], [nan, 5.0]])
+    found = rewards.combine(pair, jnp.ones(2), 3, "group", jnp.isnan(pair))
+    np.testing.assert_allclose(found, [-(0.5**0.5), 0.5**0.5, 0.0], rtol=1e-3)
 
 
 def test_rewards_of_translation_are_those_of_sacrebleu() -> None:
@@ -464,7 +500,8 @@ def problem(reward: Any, **changes: Any) -> Task:
 
 
 def test_on_host_fills_the_columns_of_the_host() -> None:
-    task = problem([rewards.exact_match(), rewards.exact_text()])
+    both = [rewards.length(), rewards.exact_match()]
+    task = problem(both)
     prompts = np.where(task.learn.valid, task.learn.tokens, -1)
     completions = np.array(task.learn.demonstration)
     completions[1, 0] = LETTERS.encode("z")[0]
@@ -474,15 +511,36 @@ def test_on_host_fills_the_columns_of_the_host() -> None:
     np.testing.assert_array_equal(after.values, [[0.25, 1], [0.25, 0], [0.25, 1]])
     assert not after.failed.any()
     assert np.isnan(before.values[:, 1]).all()
-    only = problem(rewards.exact_match())
+    only = problem(rewards.exact_match(tokens=True))
     assert rewards.on_host(only, prompts, completions, rows, before) is before
 
 
+def test_special_tokens_are_shown_where_they_are_asked_for() -> None:
+    asked: dict[str, list[str]] = {"with": [], "without": []}
+    looks = {
+        name: rewards.of_text(
+            lambda prompt, completion, record, name=name: asked[name].append(completion) or 1.0,
+            name,
+            processes=0,
+            special_tokens=name == "with",
+        )
+        for name in asked
+    }
+    task = problem(list(looks.values()))
+    prompts = np.where(task.learn.valid, task.learn.tokens, -1)
+    scores = Scores(jnp.full((3, 2), jnp.nan), jnp.zeros((3, 2), bool))
+    rewards.on_host(task, prompts, task.learn.demonstration, np.arange(3), scores)
+    end = LETTERS.decode([LETTERS.eos_id])
+    assert end
+    assert asked["without"] == ["ba", "cba", "acb"]
+    assert asked["with"] == [f"{word}{end}" for word in asked["without"]]
+
+
 def test_on_host_refuses_another_shape() -> None:
-    wrong = Reward("wrong", lambda prompts, completions, records: (np.zeros(2), np.zeros(2, bool)), host=True)
+    wrong = Reward("wrong", lambda prompts, completions, records: (np.zeros(2),) * 3, host=True)
     task = problem(wrong)
     scores = Scores(jnp.full((3, 1), jnp.nan), jnp.zeros((3, 1), bool))
-    with pytest.raises(ValueError, match=r"reward wrong returned values of shape \(2,\).*must be \(3,\)"):
+    with pytest.raises(ValueError, match=r"reward wrong returned \(2,\), \(2,\), \(2,\): .*shape \(3,\)"):
         rewards.on_host(task, task.learn.tokens, task.learn.demonstration, np.arange(3), scores)
 
 
@@ -519,7 +577,7 @@ def test_good_tasks_pass() -> None:
     right = token_reward(
         lambda prompt, completion, reference: completion[0] == reference["completion"][0], "a-b.c"
     )
-    rewards.check(problem([rewards.exact_match(), rewards.length(), rewards.exact_text(), counted, right]))
+    rewards.check(problem([rewards.exact_match(), rewards.length(), counted, right]))
 
 
 @pytest.mark.parametrize(
@@ -549,7 +607,7 @@ def test_bad_rewards_are_one_line(reward: Any, message: str) -> None:
 
 
 def test_tasks_that_lack_something_are_one_line() -> None:
-    task = problem(rewards.exact_text())
+    task = problem(rewards.exact_match())
     no_row = task.learn._replace(reference={})
     empty = task.learn._replace(valid=jnp.asarray(task.learn.valid).at[1].set(False))
     for change, message in [

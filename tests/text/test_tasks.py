@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 import rljax
 from rljax import text
-from rljax.text import rewards, tasks
+from rljax.text import data, rewards, tasks
+from rljax.text.problem import demonstrations
 from rljax.text.problem import task as task_of
 from rljax.text.tasks import expressions, files
 from rljax.text.tasks.build import ordered
@@ -610,8 +611,8 @@ def test_fields_that_no_reward_reads_are_no_burden() -> None:
     letters = text.character_tokenizer("ab>")
     records = [{"prompt": "a>", "completion": "b", "source": "web", "kind": "b"}] * 2
     read = lambda reward: set(text.problem("mine", letters, records, reward, held_out=1).learn.reference)
-    assert read(rewards.exact_match()) == {"row", "completion", "kind"}
-    assert read(rewards.exact_text()) == {"row", "completion"}
+    assert read(rewards.exact_match(tokens=True)) == {"row", "completion", "kind"}
+    assert read(rewards.exact_match()) == {"row", "completion"}
 
 
 def test_preferences_of_messages(tmp_path: Path) -> None:
@@ -766,6 +767,53 @@ def test_preferences_of_prompts_with_weights_and_of_many(tmp_path: Path) -> None
     one = lines(tmp_path / "one.jsonl", {"prompt": "p", "completions": ["only"]})
     with pytest.raises(ValueError, match=r"no usable line in .*must be a list of two strings or more"):
         tasks.make("preferences", data=one)
+
+
+def test_labels_of_single_completions(tmp_path: Path) -> None:
+    letters = text.character_tokenizer("abcdefghijklmnopqrstuvwxyz 0123456789")
+    told = [{"prompt": f"p {i}", "completion": f"c {i}", "label": i % 3 > 0} for i in range(9)]
+    wrong = {"prompt": "q", "completion": "c", "label": 1}
+    with pytest.warns(UserWarning, match=r"1 of 10 entries left out: .*label = 1: must be true or false"):
+        problem = tasks.make("preferences", data=lines(tmp_path / "a.jsonl", *told, wrong), tokenizer=letters)
+    assert problem.preferences is not None
+    found = {
+        written(problem, completion)[0]: bool(label)
+        for part in problem.preferences
+        for completion, label in zip(part.completion, part.desirable, strict=True)
+    }
+    assert found == {f"c {i}": i % 3 > 0 for i in range(9)}
+    shown = demonstrations(problem.learn)
+    assert shown is not None
+    ways = written(problem, np.where(shown.mask, shown.completion, -1))
+    assert sorted(ways) == sorted(
+        written(problem, problem.preferences[0].completion[np.asarray(problem.preferences[0].desirable), 0])
+    )  # what is not desirable is nothing to imitate
+    assert problem.text is not None
+    assert sum(each.size for each in problem.text) == 6 * len(letters.encode("p 0c 0")) + 6
+    pair = {"prompt": "p", "chosen": "yes", "rejected": "no"}
+    with pytest.raises(ValueError, match=r"1 to 2 completions per prompt.*one where lines have a label"):
+        tasks.make("preferences", data=lines(tmp_path / "b.jsonl", *told, pair), tokenizer=letters)
+
+
+def test_instructions_of_alpaca_are_prompts() -> None:
+    one = {"instruction": "Add.", "input": "1 {2}", "output": "3", "answer": 3}
+    two = {"instruction": "Greet.", "input": "", "output": "Hi"}
+    letters = text.character_tokenizer("".join(map(chr, range(32, 127))) + "\n")
+    prompt = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n"
+        "### Input:\n1 {2}\n\n### Response:\n"
+    )
+    for record in (one, {**one, "text": "all of it"}):
+        example = data.example(record, letters)
+        assert letters.decode(example.tokens.tolist(), skip_special_tokens=True) == prompt + "3"
+        assert example.mask.sum() == 2  # with the end
+    made = text.problem("alpaca", letters, [two, one], rewards.exact_match(), held_out=1)
+    assert made.records[1] == one | {"prompt": prompt, "completion": "3"}
+    assert made.records[0]["prompt"].endswith("request.\n\n### Instruction:\nGreet.\n\n### Response:\n")
+    assert written(made, made.learn.demonstration) == ["Hi"]
+    with pytest.raises(ValueError, match="input is a list, must be a string"):
+        data.example({**one, "input": [1]}, letters)
 
 
 def test_folds_hold_each_prompt_out_once(tmp_path: Path) -> None:

@@ -174,9 +174,19 @@ def test_characters_round_trip(string: str) -> None:
 
 
 def test_characters_do_not_depend_on_the_order_of_the_text() -> None:
-    first, second = text.character_tokenizer("banana"), text.character_tokenizer(["n", "a", "b"])
+    first, second = text.character_tokenizer("banana"), text.character_tokenizer({"n", "a", "b"})
     assert first.encode("nab") == second.encode("nab") == [4, 2, 3]
     assert (first.vocab_size, first.pad_id, first.eos_id, first.bos_id) == (5, 0, 1, None)
+
+
+def test_characters_of_a_list_keep_their_order(tmp_path) -> None:
+    given = text.character_tokenizer(list("nba nb"), unknown="replace")
+    assert given.encode("ban x") == [4, 5, 3, 6, 2]
+    given.save(tmp_path)
+    assert text.load_tokenizer(tmp_path).encode("ban x") == [4, 5, 3, 6, 2]
+    assert text.character_tokenizer(set("nba ")).encode("ban") == text.character_tokenizer("nba ").encode(
+        "ban"
+    )
 
 
 @pytest.mark.parametrize("unknown", ["error", "replace"])

@@ -22,7 +22,8 @@ class Example(NamedTuple):
 
 
 def example(record: Any, tokenizer: Tokenizer, loss: Loss = "completion") -> Example:
-    """A record {"text"}, {"prompt", "completion"} or {"messages"} (or with more keys, which are not read).
+    """A record {"text"}, {"prompt", "completion"} or {"messages"} (or with more keys, which are not read), or
+    Alpaca's {"instruction", "input", "output"}, see `prompted`.
 
     A text and a completion end with the tokenizer's end token, a conversation as its chat template says. A
     prompt and a completion of messages are a conversation. Its template reads `tools`, and each of
@@ -198,7 +199,31 @@ def fields(record: Any) -> dict[str, Any]:
     """A record without the keys that are null: `datasets` fills absent ones in. Raises: ValueError."""
     if not isinstance(record, Mapping):
         raise ValueError(f"is a {type(record).__name__}, must be an object with keys")
-    return {key: value for key, value in record.items() if value is not None}
+    return prompted({key: value for key, value in record.items() if value is not None})
+
+
+# Of Taori et al. 2023 (Stanford Alpaca), without an input and with one.
+INSTRUCTION = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+INSTRUCTION_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+    "### Input:\n{input}\n\n### Response:\n"
+)
+
+
+def prompted(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of Alpaca's keys with a prompt in Alpaca's words and a completion; others as they are."""
+    others = "prompt", "completion", "messages", "conversations"
+    if not {"instruction", "output"} <= record.keys() or any(key in record for key in others):
+        return record
+    string(record, "instruction")
+    if not isinstance(given := record.get("input", ""), str):
+        raise ValueError(f"input is a {type(given).__name__}, must be a string")
+    words = (INSTRUCTION_WITH_INPUT if given else INSTRUCTION).format(**{**record, "input": given})
+    return {**record, "prompt": words, "completion": record["output"]}
 
 
 def string(record: Mapping[str, Any], key: str) -> str:

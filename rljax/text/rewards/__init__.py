@@ -2,10 +2,10 @@
 
 from rljax.text.rewards.check import check
 from rljax.text.rewards.combine import Normalisation, combine
-from rljax.text.rewards.host import decoded, of_text, on_host, tried
+from rljax.text.rewards.host import decoded, of_code, of_text, on_host, tried
 from rljax.text.rewards.model import normalised, of_model
-from rljax.text.rewards.strings import exact_text, number, numeric_answer, pattern
-from rljax.text.rewards.tokens import exact_match, length, of_tokens, one_stop
+from rljax.text.rewards.strings import exact_match, number, numeric_answer, pattern
+from rljax.text.rewards.tokens import length, of_tokens, one_stop
 from rljax.text.rewards.translation import bleu, chrf
 
 __all__ = [
@@ -16,11 +16,11 @@ __all__ = [
     "combine",
     "decoded",
     "exact_match",
-    "exact_text",
     "length",
     "normalised",
     "number",
     "numeric_answer",
+    "of_code",
     "of_model",
     "of_text",
     "of_tokens",

@@ -13,12 +13,20 @@ from rljax.types import Array
 Normalisation = Literal["raw", "group"]
 
 
-def combine(values: Array, weights: Array, group: int, normalisation: Normalisation = "raw") -> Array:
+def combine(
+    values: Array,
+    weights: Array,
+    group: int,
+    normalisation: Normalisation = "raw",
+    absent: Array | None = None,
+) -> Array:
     """(B, R) rewards as one (B,): "raw" Σᵣ wᵣ Rᵣ; "group" Σᵣ wᵣ (Rᵣ − μᵣ) / (σᵣ + 1e-4).
 
     μ and σ (with n − 1) are those of the `group` consecutive rows of one prompt, so that a reward counts by
     its order within the group and not by its size: GDPO (Liu et al. 2026, arXiv:2601.05242). NaN in a row
-    where a reward of non-zero weight is NaN; the others of its group are standardised without it.
+    where a reward of non-zero weight is NaN; the others of its group are standardised without it. Rewards
+    that are `absent` (B, R) from a row, as they do not apply to it, are left out of its sum, as in TRL; a row
+    from which all are is NaN.
 
     Raises: ValueError where B is no multiple of `group`, or a group of one is to be standardised.
     """
@@ -33,7 +41,13 @@ def combine(values: Array, weights: Array, group: int, normalisation: Normalisat
     values, weights = jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.float32)[None]
     if normalisation == "group":
         values = _standardised(values.reshape(size // group, group, -1)).reshape(values.shape)
-    return jnp.sum(jnp.where(weights == 0, 0.0, weights * values), axis=-1)
+    total = jnp.sum(jnp.where(_left_out(weights, absent), 0.0, weights * values), axis=-1)
+    return total if absent is None else jnp.where(_left_out(weights, absent).all(axis=-1), jnp.nan, total)
+
+
+def _left_out(weights: Array, absent: Array | None) -> Array:
+    """Which rewards do not count, (1, R) or (B, R)."""
+    return weights == 0 if absent is None else (weights == 0) | absent
 
 
 def _standardised(values: Array) -> Array:

@@ -50,7 +50,8 @@ class Pool:
         weakref.finalize(self, _close, self._workers)
 
     def __call__(self, calls: Sequence[tuple]) -> list[Outcome]:
-        """("value", a float) or ("error", a line) of each call, those that failed tried `ATTEMPTS` times.
+        """("value", a float), ("absent", NaN) or ("error", a line) of each call; those that
+        failed were tried `ATTEMPTS` times.
 
         Raises: TypeError where the function returns no number; RuntimeError where workers cannot start.
         """

@@ -1,4 +1,4 @@
-"""Rewards on the host that compare a completion with what a record says."""
+"""Rewards that compare a completion with what a record says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
+
 from rljax.text.rewards.host import of_text
-from rljax.types import Reward
+from rljax.text.rewards.tokens import of_tokens
+from rljax.types import Array, PyTree, Reward
 
 # A sign counts where it stands at the beginning: 3-4 holds 3 and 4. Then $, digits with or without commas
 # between thousands, a fraction, an exponent.
@@ -20,9 +23,15 @@ NUMBER = re.compile(
 MARK = "####"
 
 
-def exact_text(field: str = "completion", weight: float = 1.0) -> Reward:
-    """1 where the completion's text is `field` of the record, blanks at both ends apart, else 0."""
-    return of_text(partial(_equal, field), "exact_text", weight, processes=0, fields=[field])
+def exact_match(field: str = "completion", weight: float = 1.0, *, tokens: bool = False) -> Reward:
+    """1 where the completion is `field` of the record, else 0: their texts, blanks at both ends apart.
+
+    With `tokens` their token ids, the stop token included, where either may be the longer array: it is then
+    computed in the program, and right of tokenizers that can write a text in one way alone, as in characters.
+    """
+    if tokens:
+        return of_tokens(partial(_same_tokens, field), "exact_match", weight)
+    return of_text(partial(_equal, field), "exact_match", weight, processes=0, fields=[field])
 
 
 def numeric_answer(field: str = "answer", tolerance: float = 1e-6, weight: float = 1.0) -> Reward:
@@ -38,14 +47,16 @@ def pattern(regex: str, name: str = "pattern", weight: float = 1.0, *, timeout: 
     """1 where the regular expression is found in the completion, else 0.
 
     With a `timeout` in seconds it is searched for in processes of its own, for expressions that may take for
-    ever. Raises: ValueError where it is no regular expression.
+    ever: what was not found in time is 0. Raises: ValueError where it is no regular expression.
     """
     try:
         re.compile(regex)
     except re.error as error:
         raise ValueError(f"pattern: {regex!r} is no regular expression ({error})") from error
     function = partial(_found, regex)
-    return of_text(function, name, weight, timeout=timeout) if timeout else _plain(function, name, weight)
+    if timeout:
+        return of_text(function, name, weight, timeout=timeout, on_failure=0.0)
+    return of_text(function, name, weight, processes=0)
 
 
 def number(text: str) -> float | None:
@@ -66,8 +77,10 @@ def number(text: str) -> float | None:
     return -value if (before or after) in ("-", "−") else value
 
 
-def _plain(function: Any, name: str, weight: float) -> Reward:
-    return of_text(function, name, weight, processes=0)
+def _same_tokens(field: str, prompt: Array, completion: Array, reference: PyTree) -> Array:
+    wanted, size = reference[field], min(completion.size, reference[field].size)
+    rest = [jnp.all(tokens[size:] < 0) for tokens in (completion, wanted)]
+    return jnp.all(completion[:size] == wanted[:size]) & rest[0] & rest[1]
 
 
 def _equal(field: str, prompt: str, completion: str, record: Mapping[str, Any]) -> bool:

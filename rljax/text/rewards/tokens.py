@@ -33,20 +33,6 @@ def one_stop(stop_ids: Sequence[int], completion: Array) -> Array:
     return jnp.where(jnp.isin(completion, jnp.asarray(stop_ids)), stop_ids[0], completion)
 
 
-def exact_match(field: str = "completion", weight: float = 1.0) -> Reward:
-    """1 where the completion is `field` of the reference, its stop token included, else 0. Either may be the
-    longer array. A text that a tokenizer can write in several ways is better compared by `exact_text`.
-    """
-
-    def matches(prompt: Array, completion: Array, reference: PyTree) -> Array:
-        del prompt
-        wanted, size = reference[field], min(completion.size, reference[field].size)
-        rest = [jnp.all(tokens[size:] < 0) for tokens in (completion, wanted)]
-        return jnp.all(completion[:size] == wanted[:size]) & rest[0] & rest[1]
-
-    return of_tokens(matches, "exact_match", weight)
-
-
 def length(target: float = 0.0, weight: float = 1.0) -> Reward:
     """−|number of tokens − target| / target; with target 0 the number of tokens, stop token included."""
 

@@ -17,11 +17,15 @@ LONGEST = 300  # characters of an error that are told
 
 
 def outcome(function: Callable[..., Any], call: tuple) -> tuple[str, Any]:
-    """("value", a float), ("error", what the function raised) or ("type", what it returned instead)."""
+    """("value", a float, NaN where the function has none), ("absent", NaN) of a None, ("error", what it
+    raised) or ("type", what it returned instead).
+    """
     try:
         value = function(*call)
         if getattr(value, "shape", None) == () and hasattr(value, "item"):
             value = value.item()
+        if value is None:
+            return "absent", float("nan")
         if isinstance(value, bool | int | float):
             return "value", float(value)
         return "type", f"{type(value).__name__} {value!r}"[:LONGEST]

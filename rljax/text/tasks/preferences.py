@@ -21,13 +21,14 @@ TURN = "\n\nAssistant:"
 
 
 class Judgement(NamedTuple):
-    """One prompt and its completions, the best first."""
+    """One prompt and its completions, the best first; or one completion and whether it is desirable."""
 
     prompt: Any  # a string, or messages
     completions: tuple[Any, ...]
     weight: float
     margin: float
     arguments: Mapping[str, Any]  # of the chat template
+    desirable: bool | None = None  # of a single completion
 
 
 def preferences(
@@ -42,7 +43,7 @@ def preferences(
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> Problem:
-    """Pairs, or more completions of a prompt, of which somebody liked the first best.
+    """Pairs, or more completions of a prompt, of which somebody liked the first best; or labels, for `kto`.
 
     `data` is a file of JSON lines (.jsonl or .jsonl.gz), each one of
 
@@ -50,13 +51,14 @@ def preferences(
         {"chosen": messages, "rejected": messages}      the same up to the last turn, the assistant's
         {"prompt", "chosen", "rejected"}                strings, or messages
         {"prompt", "completions": [the best, ...]}      two or more of them, as many in each line
+        {"prompt", "completion", "label"}               whether this one is desirable, true or false
 
     all with numbers "weight" (default 1) and "margin" (0) where they are known. `held_out` of the
     different prompts are held out, or with `folds` those of one `fold` (0 to folds − 1) for cross-validation;
     judgements of one prompt stay together. There is no reward: algorithms learn from the preferences, `sft`
-    from the best completions, `pretrain` from those after their prompts. Completions are padded to the
-    longest of them. Without a `tokenizer` byte pairs of the whole file are the vocabulary, at most
-    `vocab_size` of them, the same in each fold; messages need one with a chat template.
+    from the best completions (of labels the desirable ones), `pretrain` from those after their prompts.
+    Completions are padded to the longest of them. Without a `tokenizer` byte pairs of the whole file are the
+    vocabulary, at most `vocab_size` of them, the same in each fold; messages need one with a chat template.
 
     Raises: FileNotFoundError; ValueError, also where lines differ in the number of completions. Warns of
     lines that are no such records and of those dropped as longer than the lengths, in tokens.
@@ -66,7 +68,7 @@ def preferences(
     if len(set(counts)) > 1:
         raise ValueError(
             f"the task preferences: {data} has {min(counts)} to {max(counts)} completions per prompt: must "
-            "be as many in each line, two where pairs are compared"
+            "be as many in each line, two where pairs are compared, one where lines have a label"
         )
     if tokenizer is None:
         everything = [text for judgement in found for text in (judgement.prompt, *judgement.completions)]
@@ -82,25 +84,36 @@ def preferences(
     out = held([str(judgement.prompt) for judgement in found], held_out, folds, fold, seed)
     found = [found[place] for place in np.argsort(out, kind="stable")]
     arguments = lambda each: {"chat_template_kwargs": each.arguments} if each.arguments else {}
-    records = [{"prompt": each.prompt, "completion": each.completions[0]} | arguments(each) for each in found]
+    good = lambda each: {} if each.desirable is False else {"completion": each.completions[0]}
+    records = [{"prompt": each.prompt} | good(each) | arguments(each) for each in found]
     number = int(out.sum())
     tokens = _tokens(remembering, found)
     made = problem("preferences", remembering, records, (), max_new_tokens=tokens.shape[2], held_out=number)
     column = lambda values: jnp.asarray(np.array(values, np.float32))
     weight = column([judgement.weight for judgement in found])
     margin = column([judgement.margin for judgement in found])
-    rows = [(tokens[part], weight[part], margin[part]) for part in (slice(-number), slice(-number, None))]
-    best = [turns(remembering, each.prompt, each.completions[0], **each.arguments) for each in found]
-    texts = [prompt + completion for prompt, completion in best]
-    text = lambda some: jnp.asarray(np.concatenate(some), jnp.int32)
+    labels = None if found[0].desirable is None else jnp.asarray([each.desirable for each in found], bool)
+    columns = tokens, weight, margin, labels
+    halves = slice(-number), slice(-number, None)
+    texts = [_text(remembering, found[half]) for half in halves]
     return made._replace(
         tokenizer=tokenizer,
         preferences=tuple(
-            Preferences(part.tokens, part.valid, *of)
-            for part, of in zip((made.learn, made.held_out), rows, strict=True)
+            Preferences(part.tokens, part.valid, *(None if x is None else x[half] for x in columns))
+            for part, half in zip((made.learn, made.held_out), halves, strict=True)
         ),
-        text=(text(texts[:-number]), text(texts[-number:])),
+        text=tuple(texts) if all(len(each) for each in texts) else None,
     )
+
+
+def _text(tokenizer: Tokenizer, found: Sequence[Judgement]) -> Any:
+    """(M,) the tokens of all prompts with their best completions, those that are not desirable left out."""
+    best = [
+        turns(tokenizer, each.prompt, each.completions[0], **each.arguments)
+        for each in found
+        if each.desirable is not False
+    ]
+    return jnp.asarray([token for prompt, completion in best for token in prompt + completion], jnp.int32)
 
 
 def _tokens(tokenizer: Tokenizer, found: Sequence[Judgement]) -> Any:
@@ -120,7 +133,13 @@ def _judgement(line: str) -> Judgement:
     extra = (number("weight", 1.0), number("margin", 0.0))
     if extra[0] < 0:
         raise ValueError(f"weight = {extra[0]:g}: must be at least 0")
-    if "completions" in record:
+    desirable = None
+    if "label" in record and "completion" in record:
+        desirable = record["label"]
+        if not isinstance(desirable, bool):
+            raise ValueError(f"label = {desirable!r}: must be true or false")
+        prompt, completions = spoken(record, "prompt"), (spoken(record, "completion"),)
+    elif "completions" in record:
         texts = record["completions"]
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(t, str | list) for t in texts):
             raise ValueError("completions must be a list of two strings or more, none empty")
@@ -136,7 +155,7 @@ def _judgement(line: str) -> Judgement:
         raise ValueError("two of the completions are equal")
     if isinstance(prompt, str) and not all(isinstance(text, str) for text in completions):
         raise ValueError("completions of messages need a prompt of messages")
-    return Judgement(prompt, completions, *extra, template_arguments(record))
+    return Judgement(prompt, completions, *extra, template_arguments(record), desirable)
 
 
 def spoken(record: Mapping[str, Any], key: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rljax.text.problem import Problem, problem
-from rljax.text.rewards import exact_match, exact_text
+from rljax.text.rewards import exact_match
 from rljax.text.tasks.build import at_least, check_symbols, distinct, not_own
 from rljax.text.tokenizer import Tokenizer, character_tokenizer
 
@@ -128,7 +128,7 @@ def _answers(
         name,
         characters_of if tokenizer is None else tokenizer,
         records,
-        exact_match() if own else exact_text(),
+        exact_match(tokens=own),
         max_new_tokens=longest if own else None,
         held_out=held_out,
         demonstrated=demonstrations or None,
