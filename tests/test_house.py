@@ -112,7 +112,7 @@ def test_only_models_imports_a_module_system() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_stay_small(path: Path) -> None:
-    limit = 250 if room(path) == "algorithms" else 350
+    limit = 300 if room(path) == "algorithms" else 400  # a sense of proportion: split at a seam, never pack
     assert len(path.read_text().splitlines()) <= limit
 
 
