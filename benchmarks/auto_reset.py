@@ -3,7 +3,7 @@ again.
 
     every_step   Gymnax's own `step`: a full reset of every environment in every step, and a select
     cond         a reset of every environment in the steps in which at least one episode ended
-    pool         ours (rljax/envs/vector.py): starts drawn ahead for a rollout, each handed out once
+    pool         ours (rljax/learning/env_rollouts.py): starts drawn ahead for a rollout, each handed out once
 
 python benchmarks/auto_reset.py [--cores 0] [--rounds 7]     # interleaved medians, JSON under
 benchmarks/results/
@@ -36,7 +36,7 @@ def forms(name: str, num_envs: int, num_steps: int) -> dict[str, Callable[[Any],
     import jax.numpy as jnp
 
     from rljax import envs
-    from rljax.envs import vector
+    from rljax.learning import env_rollouts
 
     env = envs.make(name)
     n = env.action_space.n  # type: ignore[union-attr]
@@ -71,8 +71,8 @@ def forms(name: str, num_envs: int, num_steps: int) -> dict[str, Callable[[Any],
         first, rest = jax.random.split(key)
         zero = lambda obs: jnp.zeros(num_envs)
         policy = lambda key, obs: (draw(key), draw(key))
-        worlds = vector.reset(env, first, num_envs)
-        return add(vector.rollout(env, policy, zero, rest, worlds, num_steps))
+        worlds = env_rollouts.reset(env, first, num_envs)
+        return add(env_rollouts.rollout(env, policy, zero, rest, worlds, num_steps))
 
     return {"every_step": stepwise(select), "cond": stepwise(cond), "pool": pool}
 
@@ -84,7 +84,7 @@ def main() -> None:
     os.environ.setdefault("RLJAX_HOST_DEVICES", "1")
     import jax
 
-    from rljax.runs import folder
+    from rljax.runs.folder import files
 
     rows = []
     for name, num_envs in CASES:
@@ -111,14 +111,14 @@ def main() -> None:
             }
             rows.append(row)
             print(json.dumps(row), flush=True)
-    slug = re.sub(r"\W+", "-", folder.device()).strip("-").lower()
+    slug = re.sub(r"\W+", "-", files.device()).strip("-").lower()
     path = Path(__file__).parent / "results" / f"auto_reset_{slug}.json"
     content = {
-        "device": folder.device(),
+        "device": files.device(),
         "affinity": sorted(cores),
         "unit": "environment steps per second, medians",
     }
-    path.write_text(json.dumps(content | {"versions": folder.versions(), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps(content | {"versions": files.versions(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

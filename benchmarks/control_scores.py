@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
 def measure(row: Row) -> dict[str, Any]:
     """Train and evaluate one row. Returns: what the results file says of it."""
     import rljax
-    from rljax.runs import folder
+    from rljax.runs.folder import files
 
     result = rljax.train(
         row.algorithm, row.env, None, seeds=row.seeds, steps=row.steps, evaluation_episodes=row.episodes
@@ -146,9 +146,9 @@ def measure(row: Row) -> dict[str, Any]:
         "compile_seconds": summary["compile_seconds"],
         "steps_per_second": summary["steps_per_second"],
         "device": summary["device"],
-        "versions": folder.versions(),
-        "revision": folder.revision(),
-        "config": {name: folder.plain(value) for name, value in vars(result.config).items()},
+        "versions": files.versions(),
+        "revision": files.revision(),
+        "config": {name: files.plain(value) for name, value in vars(result.config).items()},
     }
 
 
@@ -173,7 +173,7 @@ def table(content: dict[str, Any]) -> str:
         "target",
     ]
     columns += ["seconds", "steps/s"]
-    from rljax.runs.statistics import headline
+    from rljax.runs.reports.statistics import headline
 
     rows = []
     for name, row in found:

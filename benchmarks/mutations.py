@@ -49,7 +49,7 @@ BREAKS = (
     # named in issues as unnoticed
     Break(
         "epsilon-curve",
-        "algorithms/value_based.py",
+        "learning/deep_q_learning.py",
         "epsilon = schedules.interpolate(*ends, progress,",
         "epsilon = schedules.interpolate(*ends, progress**2,",
         (SCHEDULES + "::test_epsilon_of_methods_with_a_replay",),
@@ -73,7 +73,7 @@ BREAKS = (
     ),
     Break(
         "beta-backwards",
-        "replay.py",
+        "learning/replay.py",
         "exponent = config.importance_exponent + (1 - config.importance_exponent) *",
         "exponent = 1 - (1 - config.importance_exponent) *",
         (SCHEDULES + "::test_beta_of_prioritised_replay_grows_to_one",),
@@ -97,7 +97,7 @@ BREAKS = (
     ),
     Break(
         "dqn-unclipped",
-        "algorithms/value_based.py",
+        "learning/deep_q_learning.py",
         "clip = optax.clip_by_global_norm(config.max_grad_norm)",
         "clip = optax.identity()",
         (REPLAY + "::test_three_updates_of_dqn",),
@@ -137,7 +137,7 @@ BREAKS = (
     ),
     Break(
         "text-decay",
-        "algorithms/language.py",
+        "learning/trainable.py",
         "optax.add_decayed_weights(config.weight_decay, partial(decay_mask, unread=UNREAD)),",
         "optax.identity(),",
         (TEXT + "::test_two_updates_of_sft",),
@@ -145,7 +145,7 @@ BREAKS = (
     ),
     Break(
         "text-rate",
-        "algorithms/language.py",
+        "learning/trainable.py",
         "rate = config.learning_rate * warm * schedules.factor(config.schedule, iteration * share)",
         "rate = config.learning_rate + 0 * warm",
         (TEXT + "::test_two_updates_of_sft",),
@@ -398,7 +398,7 @@ BREAKS = (
     ),
     Break(
         "target-every",
-        "algorithms/off_policy.py",
+        "learning/off_policy.py",
         "due = (update + 1) % config.target_every == 0",
         "due = update % config.target_every == 0",
         (REPLAY + "::test_three_updates_of_dqn",),
@@ -431,7 +431,7 @@ BREAKS = (
     # replay and environments
     Break(
         "n-step-discount",
-        "replay.py",
+        "learning/replay.py",
         "discount = jnp.where(going, discount * config.discount, discount)",
         "discount = jnp.where(going, config.discount, discount)",
         ("tests/test_replay.py",),
@@ -439,7 +439,7 @@ BREAKS = (
     ),
     Break(
         "final-observation",
-        "replay.py",
+        "learning/replay.py",
         "cut = end == TRUNCATED\n    choose",
         "cut = end == TERMINATED\n    choose",
         ("tests/test_replay.py",),
@@ -447,7 +447,7 @@ BREAKS = (
     ),
     Break(
         "priority-exponent",
-        "replay.py",
+        "learning/replay.py",
         "values = priority**config.priority_exponent",
         "values = priority",
         (SCHEDULES + "::test_beta_of_prioritised_replay_grows_to_one",),
@@ -455,7 +455,7 @@ BREAKS = (
     ),
     Break(
         "weight-scale",
-        "replay.py",
+        "learning/replay.py",
         "weight=batch.weight * rarity / rarity.max()",
         "weight=batch.weight * rarity",
         (SCHEDULES + "::test_beta_of_prioritised_replay_grows_to_one",),
@@ -463,7 +463,7 @@ BREAKS = (
     ),
     Break(
         "truncation-ends",
-        "envs/vector.py",
+        "learning/env_rollouts.py",
         "return discount * goes_on, next_value",
         "return discount * within, next_value",
         (
@@ -474,7 +474,7 @@ BREAKS = (
     ),
     Break(
         "trace-leaks",
-        "envs/vector.py",
+        "learning/env_rollouts.py",
         "next_value, trace_decay * within",
         "next_value, trace_decay * goes_on",
         (
@@ -485,7 +485,7 @@ BREAKS = (
     ),
     Break(
         "progress",
-        "algorithms/off_policy.py",
+        "learning/off_policy.py",
         "now = jnp.broadcast_to(times[-1] + 1, counts.shape)",
         "now = jnp.broadcast_to(times[-1], counts.shape)",
         (SCHEDULES + "::test_what_acting_sampling_and_learning_are_told_of_the_time",),
@@ -494,7 +494,7 @@ BREAKS = (
     # text
     Break(
         "temperature",
-        "algorithms/policy_loss.py",
+        "learning/policy_gradient.py",
         "sampling.statistics(logits / config.temperature, tokens)",
         "sampling.statistics(logits, tokens)",
         (TEXT + "::test_two_cycles_of_grpo",),
@@ -590,7 +590,7 @@ BREAKS = (
     ),
     Break(
         "judgement-weights",
-        "algorithms/judgements.py",
+        "learning/preference_batches.py",
         "return rows, rows.weight / (number * jnp.where(mean > 0, mean, 1.0))",
         "return rows, jnp.ones_like(rows.weight) / rows.weight.size",
         (TEXT + "::test_two_updates_of_dpo",),
@@ -630,7 +630,7 @@ BREAKS = (
     ),
     Break(
         "end-reward",
-        "algorithms/completions.py",
+        "learning/completions.py",
         "last = jnp.where(drawn, index, -1).max(axis=1, keepdims=True)",
         "last = jnp.where(drawn, index, -1).max(axis=1, keepdims=True) * 0",
         (TEXT + "::test_two_cycles_of_rlhf_ppo",),
@@ -639,7 +639,7 @@ BREAKS = (
     # runs
     Break(
         "metric-means",
-        "runs/loop.py",
+        "runs/program/loop.py",
         "name: (t + sums[name][0], c + sums[name][1]) if sums else (t, c)",
         "name: (t, c)",
         (ROWS,),
@@ -647,7 +647,7 @@ BREAKS = (
     ),
     Break(
         "iqm",
-        "runs/statistics.py",
+        "runs/reports/statistics.py",
         "stats.trim_mean(np.where(missing, 0.0, array), 0.25, axis)",
         "stats.trim_mean(np.where(missing, 0.0, array), 0.1, axis)",
         ("tests/runs/test_statistics.py",),
@@ -655,7 +655,7 @@ BREAKS = (
     ),
     Break(
         "short-episodes",
-        "runs/engine.py",
+        "runs/program/engine.py",
         "returns = returns + jnp.where(done, 0.0, reward)",
         "returns = returns + reward",
         (
@@ -666,7 +666,7 @@ BREAKS = (
     ),
     Break(
         "worst-checkpoint",
-        "runs/checkpoint.py",
+        "runs/folder/checkpoint.py",
         "for _, path in sorted(scored, reverse=True)",
         "for _, path in sorted(scored)",
         ("tests/runs/test_checkpoint.py",),
@@ -674,7 +674,7 @@ BREAKS = (
     ),
     Break(
         "same-keys",
-        "runs/cycle.py",
+        "runs/program/host_rewards.py",
         "return jax.random.fold_in(jax.random.fold_in(run_key, iteration), retry)",
         "return jax.random.fold_in(run_key, retry)",
         (ROWS,),
@@ -682,7 +682,7 @@ BREAKS = (
     ),
     Break(
         "dropped-members",
-        "runs/engine.py",
+        "runs/program/engine.py",
         "fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:members], hosted(tree))",
         "fetch = lambda tree: jax.tree.map(lambda x: np.asarray(x)[:1], hosted(tree))",
         (ROWS,),
@@ -747,7 +747,7 @@ BREAKS = (
     ),
     Break(
         "replay-offset",
-        "replay.py",
+        "learning/replay.py",
         "return chosen, (start - before) + offset",
         "return chosen, start - before",
         ("tests/test_replay.py::test_a_draw_tells_single_transitions_of_a_large_replay_apart",),
@@ -795,7 +795,7 @@ BREAKS = (
     ),
     Break(
         "length-after-end",
-        "runs/engine.py",
+        "runs/program/engine.py",
         "returns, lengths + ~done, done |",
         "returns, lengths + 1, done |",
         ("tests/runs/test_evaluate.py::test_episodes_equal_a_plain_loop",),
@@ -803,7 +803,7 @@ BREAKS = (
     ),
     Break(
         "sweep-ignored",
-        "runs/engine.py",
+        "runs/program/engine.py",
         "make(world, shared[0].replace(**varied), network, shared[1])",
         "make(world, shared[0], network, shared[1])",
         (ROWS,),
@@ -811,7 +811,7 @@ BREAKS = (
     ),
     Break(
         "retry-ignored",
-        "runs/engine.py",
+        "runs/program/engine.py",
         "step(iteration_key(key, state.iteration, shared[3]), state)",
         "step(iteration_key(key, state.iteration, 0), state)",
         (ROWS,),
@@ -819,7 +819,7 @@ BREAKS = (
     ),
     Break(
         "evaluation-key",
-        "runs/engine.py",
+        "runs/program/engine.py",
         "jax.random.fold_in(jax.random.fold_in(key, EVALUATION), shared[2])",
         "jax.random.fold_in(key, shared[2])",
         (ROWS,),
@@ -827,7 +827,7 @@ BREAKS = (
     ),
     Break(
         "rows-after-resume",
-        "runs/loop.py",
+        "runs/program/loop.py",
         "*(iteration - iteration % n + n for n in every if n)",
         "*(iteration + n for n in every if n)",
         (ROWS,),
@@ -835,7 +835,7 @@ BREAKS = (
     ),
     Break(
         "nan-parameters",
-        "runs/cycle.py",
+        "runs/program/host_rewards.py",
         "[~jnp.isnan(x).any() for x in numbers]",
         "[]",
         ("tests/runs/test_failures.py::test_nan_parameters_behind_finite_metrics_are_noticed",),

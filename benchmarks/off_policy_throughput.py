@@ -330,7 +330,7 @@ def race(row: Row, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def compare(arguments: argparse.Namespace) -> None:
     """Train every system of every case over seeds, and write their greedy returns."""
     sys.path.insert(0, str(HERE.parent))
-    from rljax.runs.statistics import iqm, stratified_bootstrap_interval
+    from rljax.runs.reports.statistics import iqm, stratified_bootstrap_interval
 
     seeds, pinned, paths = arguments.parity_seeds, arguments.cores or [], set()
     for row in plan(argparse.Namespace(**vars(arguments) | {"seeds": [seeds], "all_seeds": True})):
@@ -390,7 +390,7 @@ def throughput_table(content: dict[str, Any]) -> str:
 
 def parity_table(content: dict[str, Any]) -> str:
     """A row per case and system: the returns of the greedy policies after equally many steps."""
-    from rljax.runs.statistics import stratified_bootstrap_interval
+    from rljax.runs.reports.statistics import stratified_bootstrap_interval
 
     order = lambda each: (list(CASES).index(each["case"]), list(NAMES).index(each["system"]))
     columns = ["case", "system", "steps", "seeds", "IQM", "95 % interval", "worst to best seed", "seconds"]

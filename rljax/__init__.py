@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from rljax.algorithms import td_lambda as td_lambda
     from rljax.algorithms import text_reinforce as text_reinforce
     from rljax.algorithms import trpo as trpo
-    from rljax.runs.engine import run as run
     from rljax.runs.evaluate import evaluate as evaluate
-    from rljax.runs.judge import judge as judge
+    from rljax.runs.evaluate_text import judge as judge
     from rljax.runs.load import load as load
     from rljax.runs.metrics import metrics as metrics
     from rljax.runs.pretrained import language_model as language_model
     from rljax.runs.pretrained import load_reward as load_reward
+    from rljax.runs.program.engine import run as run
     from rljax.runs.render import render as render
     from rljax.runs.report import report as report
     from rljax.runs.sweep import sweep as sweep
@@ -65,11 +65,11 @@ __version__ = "0.1.0"
 _backend.prepare()
 
 _FUNCTIONS = {
-    "run": "rljax.runs.engine",
+    "run": "rljax.runs.program.engine",
     "train": "rljax.runs.train",
     "sweep": "rljax.runs.sweep",
     "evaluate": "rljax.runs.evaluate",
-    "judge": "rljax.runs.judge",
+    "judge": "rljax.runs.evaluate_text",
     "load": "rljax.runs.load",
     "metrics": "rljax.runs.metrics",
     "language_model": "rljax.runs.pretrained",

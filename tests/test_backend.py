@@ -18,7 +18,7 @@ import pytest
 
 from rljax import algorithms, backend, envs
 from rljax.models import layers
-from rljax.runs.compiler import Compiler
+from rljax.runs.program.compiler import Compiler
 from rljax.types import Task
 from tests.algorithms import tasks
 

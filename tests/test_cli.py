@@ -15,7 +15,7 @@ from rljax.algorithms import ppo
 from rljax.checks import RunError
 from rljax.cli import listing, options, printing
 from rljax.runs import load, presets, report
-from rljax.runs.record import Result
+from rljax.runs.recorder import Result
 from rljax.runs.sweep import SweepResult
 
 RETURN = {"mean": 487.25, "iqm": 500.0, "ci95": [470.5, 500.0], "per_seed": [1.0] * 8, "episodes": 128}
@@ -583,12 +583,12 @@ def test_help_of_a_field_comes_from_any_of_its_lines(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("algorithm", "env"), list(presets.PRESETS))
 def test_presets_make_a_config_and_an_algorithm(algorithm, env):
     from rljax import envs
-    from rljax.runs import problems
+    from rljax.runs import starting_model
 
     config, used = presets.config_for(algorithm, env, {})
     assert used
     if algorithm in algorithms.TEXT:
-        world, config = problems.world(text.tasks.make(env), algorithm, config)
+        world, config = starting_model.world(text.tasks.make(env), algorithm, config)
     else:
         world = envs.make(env)
     algorithms.get(algorithm).make(world, config)

@@ -21,15 +21,16 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax import algorithms, checks, cli, envs, replay
-from rljax.algorithms import c51, dqn, grpo, iqn, language, ppo, reinforce, sac
+from rljax import algorithms, checks, cli, envs
+from rljax.algorithms import c51, dqn, grpo, iqn, ppo, reinforce, sac
+from rljax.learning import replay, trainable
 from rljax.math.aggregation import AGGREGATIONS
 from rljax.math.losses import VALUE_LOSSES
 from rljax.math.noise import NOISES
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.schedules import SCHEDULES
 from rljax.models.language_models import language_model
-from rljax.runs import load, record, sweep, train
+from rljax.runs import load, recorder, sweep, train
 from rljax.types import Env, Task
 from tests.algorithms import tasks
 
@@ -183,7 +184,7 @@ SHARED: dict[str, Any] = {  # tables of functions that several algorithms choose
     "reward_scaling": REWARD_SCALERS,
     "noise": NOISES,
     "aggregation": AGGREGATIONS,
-    "train": language.ADAPTATIONS,
+    "train": trainable.ADAPTATIONS,
     "replay": replay.KINDS,
 }
 OWN = {  # and those in the module of one
@@ -484,12 +485,12 @@ def test_keywords_of_others_are_named(keyword: dict[str, Any], line: str) -> Non
 
 
 def test_options_take_numpy_s_numbers() -> None:
-    found = record.options_from(
+    found = recorder.options_from(
         {"keep": np.int64(2), "log_every": np.int32(5), "target_return": np.float32(3)}
     )
     assert (found.keep, found.log_every, found.target_return) == (2, 5, 3.0)
     assert [type(x) for x in (found.keep, found.log_every, found.target_return)] == [int, int, float]
-    assert refusal(record.options_from, {"progress": "no"}) == "progress = 'no': must be True or False"
+    assert refusal(recorder.options_from, {"progress": "no"}) == "progress = 'no': must be True or False"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ import pytest
 import rljax
 from rljax import algorithms, envs
 from rljax.models.language_models import language_model
-from rljax.runs import checkpoint, engine
+from rljax.runs.folder import checkpoint
+from rljax.runs.program import engine
 from rljax.text import rewards
 from rljax.text.data import Packed
 from rljax.types import Box, Discrete, Env, Preferences, Prompts, Task

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import envs, replay
+from rljax import envs
 from rljax.algorithms import dqn
 from rljax.envs import wrappers
-from rljax.envs.vector import Outcome, no_episodes
-from rljax.replay import ONGOING, TERMINATED, TRUNCATED
+from rljax.learning import replay
+from rljax.learning.env_rollouts import Outcome, no_episodes
+from rljax.learning.replay import ONGOING, TERMINATED, TRUNCATED
 from rljax.types import Box, Discrete, Env
 
 DISCOUNT = 0.9

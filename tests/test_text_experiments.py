@@ -20,7 +20,7 @@ import pytest
 import rljax
 from rljax import algorithms, text
 from rljax.runs import load as runs
-from rljax.runs import presets, problems
+from rljax.runs import presets, starting_model
 from rljax.types import Task
 
 FOLDER = Path(__file__).parent.parent / "experiments"
@@ -106,9 +106,9 @@ def config_that_starts(arguments: dict[str, Any]) -> Any:
     setup = runs.setup(*given, arguments.get("env_arguments", {}))
     assert isinstance(setup.env, Task)
     task, config = setup.env, setup.config
-    if task.problem is not None and problems.wants_warm_up(setup.algorithm, task.problem):
-        blank = problems.blank(task.problem, config)
-        task, config = problems.world(blank, setup.algorithm, config)
+    if task.problem is not None and starting_model.wants_warm_up(setup.algorithm, task.problem):
+        blank = starting_model.blank(task.problem, config)
+        task, config = starting_model.world(blank, setup.algorithm, config)
     setup.module.make(task, config)
     return setup.config
 

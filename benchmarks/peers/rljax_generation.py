@@ -20,7 +20,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import jax.numpy as jnp
     import numpy as np
 
-    from rljax.text.buckets import decode_many
+    from rljax.text.batched_generation import decode_many
     from rljax.text.data import pad_prompts
     from rljax.text.decoding import Sampling
     from rljax.text.generate import generate

@@ -19,8 +19,9 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import numpy as np
 
     from rljax import backend
-    from rljax.algorithms import completions, grpo
-    from rljax.runs import mesh
+    from rljax.algorithms import grpo
+    from rljax.learning import completions
+    from rljax.runs.program import layout
     from rljax.text import rewards
     from rljax.text.decoding import advance, bare, begin, numbers
     from rljax.types import Prompts, Task
@@ -45,7 +46,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
         frozen, options = task.frozen, backend.compiler_options(jax.local_devices()[0])
         keys = jax.random.split(jax.random.key(0), case["cycles"] + 1)
         several = case["system"] == "seeds"
-        mapped = mesh.mapping_for(jax.local_devices()[0])
+        mapped = layout.mapping_for(jax.local_devices()[0])
 
         def over(function: Callable[..., Any]) -> Callable[..., Any]:
             """Of several members where that is asked for."""

@@ -17,7 +17,7 @@ from worker import EPISODES, Trial, serve
 def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import rljax  # noqa: F401  (before JAX starts: it shows one host device per core)
     from rljax import envs
-    from rljax.runs import engine
+    from rljax.runs.program import engine
 
     def prepare(case: dict[str, Any]) -> Trial:
         algorithm = importlib.import_module(f"rljax.algorithms.{case['algorithm']}")

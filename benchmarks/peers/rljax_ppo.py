@@ -13,7 +13,7 @@ def load(arguments: argparse.Namespace) -> Callable[[dict[str, Any]], Trial]:
     import rljax  # noqa: F401  (before JAX starts: it shows one host device per core)
     from rljax import envs
     from rljax.algorithms import ppo
-    from rljax.runs import engine
+    from rljax.runs.program import engine
 
     world = envs.make("CartPole-v1")
 

@@ -23,8 +23,8 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts
+from rljax.learning.env_rollouts import Worlds
 from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.models import actor_critic, contract, normalizer, policy_head
@@ -107,7 +107,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.number(config, "discount", "trace_decay", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
-    checks.whitened(config, vector.rollout_size(env, config))
+    checks.whitened(config, env_rollouts.rollout_size(env, config))
     head = policy_head(env.action_space, config.action_distribution)
     contract.check(env, config, network, contract.policy_and_value(head), axes=2)
     network = network or actor_critic(env.observation_space, head, config)
@@ -120,7 +120,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     def init(key: Key) -> State:
         params_key, worlds_key = jax.random.split(key)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
         return State(
@@ -141,7 +141,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             raw = distribution.sample(key, forward(state.params, obs)[0])
             return raw, head.to_env(raw)
 
-        worlds, steps, episodes = vector.rollout(
+        worlds, steps, episodes = env_rollouts.rollout(
             env, act, lambda obs: forward(state.params, obs)[1], rollout_key, state.worlds, config.num_steps
         )
         done = steps.terminated | steps.truncated
@@ -149,7 +149,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
         value = forward(state.params, steps.obs)[1]
         last_value = forward(state.params, worlds.obs)[1]
-        discount, next_value, trace = vector.boundaries(
+        discount, next_value, trace = env_rollouts.boundaries(
             steps, value, last_value, config.discount, config.trace_decay
         )
         advantage = jax.vmap(returns.gae, 1, 1)(reward, discount, value, next_value, trace)

@@ -26,13 +26,12 @@ import numpy as np
 from flax import struct
 from jax.core import Tracer
 
-from rljax import checks, replay
-from rljax.algorithms import off_policy, value_based
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax import checks
+from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
 from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
-from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
 # The action values that choose the next action: (q, online parameters, target parameters, observations).
@@ -129,7 +128,7 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
     config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, checks.algorithm_of(config))
-    value_based.check(config)
+    deep_q_learning.check(config)
     checks.number(config, "value_low", "value_high")
     checks.count(config, "atoms", low=2, high=checks.OUTPUTS)
     bounds = config.value_low, config.value_high
@@ -147,11 +146,11 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
         """The means (...) of distributions (..., M); −∞ where logits of −∞ alone forbid the action."""
         return jnp.where(_forbidden(logits), -jnp.inf, _probability(logits) @ support)
 
-    optimizer = value_based.optimizer(config)
+    optimizer = deep_q_learning.optimizer(config)
 
     def init(key: Key) -> State:
         params_key, worlds_key, fill_key = jax.random.split(key, 3)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
         see = lambda obs: observe.apply(observe.init(example), obs)
@@ -185,10 +184,10 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
                 kl = jnp.maximum(action_values.categorical_kl(goal, predicted), 0.0)
                 return (batch.weight * losses).mean(), (expected(predicted), kl)
 
-            return value_based.update(loss, optimizer, learner, update, state.iteration, config)
+            return deep_q_learning.update(loss, optimizer, learner, update, state.iteration, config)
 
         learner = (state.params, state.target_params, state.opt_state)
-        act = value_based.acting(q, to_env, config)
+        act = deep_q_learning.acting(q, to_env, config)
         done = off_policy.cycle(
             env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
         )

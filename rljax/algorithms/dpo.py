@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import judgements, language, likelihood
-from rljax.algorithms.judgements import LogProb
+from rljax.learning import maximum_likelihood, preference_batches, trainable
+from rljax.learning.preference_batches import LogProb
 from rljax.math import preferences
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
@@ -143,29 +143,29 @@ def make(
     checks.read_by(config, "loss", ("orpo",), "odds_weight")
     checks.read_by(config, "loss", [name for name in LOSSES if name != "orpo"], "beta")
     frozen = task.frozen if frozen is None else frozen
-    length = judgements.size(task, frozen)
-    base, model, begin = language.adapted(task, config, network, frozen, length)
-    judgements.check(config, task, frozen, model, length)
-    judgements.need_pairs(task, frozen, "dpo", "reward_model and kto take more")
+    length = preference_batches.size(task, frozen)
+    base, model, begin = trainable.adapted(task, config, network, frozen, length)
+    preference_batches.check(config, task, frozen, model, length)
+    preference_batches.need_pairs(task, frozen, "dpo", "reward_model and kto take more")
     chosen = LOSSES[config.loss]
     if chosen.started:
-        language.need_start(config, "beta", frozen)
+        trainable.need_start(config, "beta", frozen)
 
     def compared(params: PyTree, rows: Preferences) -> tuple[Array, LogProb]:
         """s (B, 2), and log-probabilities (B · 2,)."""
-        pairs = judgements.flat(rows)
-        now = judgements.log_probs(model, params, pairs, config.chunk)
+        pairs = preference_batches.flat(rows)
+        now = preference_batches.log_probs(model, params, pairs, config.chunk)
         value = lambda found: found.mean if chosen.averaged else found.total
         s = value(now)
         if chosen.started:
             fixed = jax.lax.stop_gradient(frozen["params"])
-            s = s - value(judgements.log_probs(base, fixed, pairs, config.chunk))
+            s = s - value(preference_batches.log_probs(base, fixed, pairs, config.chunk))
         return s.reshape(-1, 2), now
 
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
         params = begin(params_key)
-        return State(params, language.optimizer(config).init(params), order, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), order, jnp.int32(0))
 
     def loss_sum(params: PyTree, part: tuple[Preferences, Array]) -> tuple[Array, dict[str, Mean]]:
         rows, weights = part
@@ -174,7 +174,7 @@ def make(
         reward, log_prob = jax.lax.stop_gradient((config.beta * s, now.total.reshape(-1, 2)))
         mean = lambda values: Mean.of(values, weights > 0)
         return jnp.sum(weights * loss), {
-            "accuracy": mean(judgements.right(reward)),
+            "accuracy": mean(preference_batches.right(reward)),
             "margin": mean(_difference(reward)),
             "reward_chosen": mean(reward[:, 0]),
             "reward_rejected": mean(reward[:, 1]),
@@ -184,18 +184,18 @@ def make(
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         del key  # nothing is drawn
-        batch = judgements.chosen(state.order, state.iteration, frozen["learn"], config.batch_size)
-        params, opt_state, told = judgements.update(
+        batch = preference_batches.chosen(state.order, state.iteration, frozen["learn"], config.batch_size)
+        params, opt_state, told = preference_batches.update(
             loss_sum, state.params, state.opt_state, batch, state.iteration, config, 2 * length
         )
         return State(params, opt_state, state.order, state.iteration + 1), Metrics(**told)
 
     def policy(state: State) -> Policy:
-        return likelihood.policy(model, state.params)
+        return maximum_likelihood.policy(model, state.params)
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        correct = lambda rows: judgements.right(compared(state.params, rows)[0])
-        return judgements.measure(correct, rows, config.batch_size)
+        correct = lambda rows: preference_batches.right(compared(state.params, rows)[0])
+        return preference_batches.measure(correct, rows, config.batch_size)
 
     return Algorithm(init, step, policy, measure=measure)

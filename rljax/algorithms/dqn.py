@@ -30,13 +30,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rljax import checks, replay
-from rljax.algorithms import off_policy, value_based
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax import checks
+from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
 from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
-from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
 
@@ -143,19 +142,19 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, "dqn")
-    value_based.check(config)
-    value_based.check_munchausen(config)
+    deep_q_learning.check(config)
+    deep_q_learning.check_munchausen(config)
     memory = replay.make(config, env)
     contract.check(env, config, network, contract.Output("action values", (num_actions,)))
     own = network is not None
     network = network or q_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
     target_of, loss_of = TARGETS[config.target], LOSSES[config.loss]
-    optimizer = value_based.optimizer(config)
+    optimizer = deep_q_learning.optimizer(config)
 
     def init(key: Key) -> State:
         params_key, worlds_key, fill_key = jax.random.split(key, 3)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
         see = lambda obs: observe.apply(observe.init(example), obs)
@@ -183,10 +182,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
                 value = action_values.select(q(params, batch.obs), batch.action)
                 return (batch.weight * loss_of(value - y)).mean(), (value, jnp.abs(value - y))
 
-            return value_based.update(loss, optimizer, learner, update, state.iteration, config)
+            return deep_q_learning.update(loss, optimizer, learner, update, state.iteration, config)
 
         learner = (state.params, state.target_params, state.opt_state)
-        act = value_based.acting(q, to_env, config)
+        act = deep_q_learning.acting(q, to_env, config)
         done = off_policy.cycle(
             env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
         )

@@ -7,7 +7,7 @@ with n the number of updates of that entry and π the ε-greedy policy of q that
 without the variance of the next action. With ε falling to 0 it converges to q* as SARSA does; with a constant
 ε to the action values of the best ε-greedy policy; with ε = 0 the target is that of Q-learning.
 
-Differs from the paper: num_envs environments share the table, see `rljax.algorithms.tables`; a truncated step
+Differs from the paper: num_envs environments share the table, see `rljax.learning.tables`; a truncated step
 bootstraps from its true final state. Textbook: Sutton & Barto 2018, sec. 6.6.
 """
 
@@ -20,10 +20,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import tables
-from rljax.algorithms.tables import Table, Transition
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts, tables
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.tables import Table, Transition
 from rljax.math import action_values, tabular
 from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
@@ -88,7 +87,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         return State(
             params=table.value,
             visits=table.visits,
-            worlds=vector.reset(env, key, config.num_envs),
+            worlds=env_rollouts.reset(env, key, config.num_envs),
             iteration=jnp.int32(0),
         )
 

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import completions, language, policy_loss
-from rljax.algorithms.completions import Rollout
-from rljax.algorithms.policy_loss import Batch
+from rljax.learning import completions, policy_gradient, trainable
+from rljax.learning.completions import Rollout
+from rljax.learning.policy_gradient import Batch
 from rljax.math import divergences, groups, losses
 from rljax.math.aggregation import AGGREGATIONS
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
@@ -175,15 +175,15 @@ def make(
     checks.read_by(config, "overlong", ("penalty",), "overlong_buffer")
     if config.overlong == "penalty":
         checks.number(config, "overlong_buffer", high=completions.new_tokens(config, task))
-    model, trained, begin = language.adapted(task, config, network, frozen, length)
+    model, trained, begin = trainable.adapted(task, config, network, frozen, length)
     group = config.group_size
     completions.check(config, task, model, config.oversampling)
-    language.check_start(config, frozen)
+    trainable.check_start(config, frozen)
 
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
         params = begin(params_key)
-        return State(params, language.optimizer(config).init(params), order, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), order, jnp.int32(0))
 
     def sample(key: Key, state: State) -> Rollout:
         number = config.num_prompts * config.oversampling
@@ -219,12 +219,12 @@ def make(
         rows, weights = part
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
         whole = config.loss == "sequence"
-        over, ratio = (policy_loss.by_sequence, _sequence) if whole else (policy_loss.by_token, None)
+        over, ratio = (policy_gradient.by_sequence, _sequence) if whole else (policy_gradient.by_token, None)
         total, told = over(trained, params, hidden, rows, weights, loss, config)
         cispo = config.loss == "cispo"  # which bounds a weight, and cuts no gradient
         bounds = rows.extras.advantage, config.clip, config.clip_high, config.dual_clip
         cut = lambda ratio: ratio > 1 + high if cispo else losses.without_gradient(ratio, *bounds)
-        return total, policy_loss.shown(told, rows, total, cut, rows.extras.start, ratio)
+        return total, policy_gradient.shown(told, rows, total, cut, rows.extras.start, ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         about = completions.rewarded(task, rollout, scores)
@@ -233,12 +233,12 @@ def make(
             first = jnp.argsort(~varied, stable=True)[: config.num_prompts]
             rows = (first[:, None] * group + jnp.arange(group)[None]).reshape(-1)
             rollout, advantage, learnt = jax.tree.map(lambda x: x[rows], (rollout, advantage, learnt))
-        old = policy_loss.before(trained, state.params, rollout, config)
-        start = policy_loss.at_start(model, frozen, rollout, config)
+        old = policy_gradient.before(trained, state.params, rollout, config)
+        start = policy_gradient.at_start(model, frozen, rollout, config)
         extras = Extras(jnp.broadcast_to(advantage[:, None], rollout.mask.shape), start)
-        batch = policy_loss.batch_of(rollout, learnt[:, None], old, extras)
+        batch = policy_gradient.batch_of(rollout, learnt[:, None], old, extras)
         weigh = AGGREGATIONS[config.aggregation]
-        params, opt_state, seen = policy_loss.update(
+        params, opt_state, seen = policy_gradient.update(
             loss_sum, weigh, state.params, state.opt_state, batch, key, state.iteration, config
         )
         metrics = Metrics(*about, varied=Mean.of(varied), **seen)

@@ -22,14 +22,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rljax import checks, replay
-from rljax.algorithms import off_policy, value_based
+from rljax import checks
 from rljax.algorithms.qrdqn import TARGETS
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
 from rljax.models import contract, discrete_actions, implicit_quantile_network, normalizer, q_policy
-from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
 
@@ -116,9 +115,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, "iqn")
-    value_based.check(config)
+    deep_q_learning.check(config)
     checks.number(config, "kappa", low=0, open_low=True)
-    value_based.check_munchausen(config)
+    deep_q_learning.check_munchausen(config)
     several = "num_quantiles", "num_target_quantiles", "num_policy_quantiles"
     checks.count(config, *several, high=checks.OUTPUTS)
     memory = replay.make(config, env)
@@ -136,11 +135,11 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         batch = jax.tree.leaves(obs)[0].shape[0]
         return network.apply(params, obs, jnp.broadcast_to(middle[None], (batch, middle.size))).mean(axis=-1)
 
-    optimizer = value_based.optimizer(config)
+    optimizer = deep_q_learning.optimizer(config)
 
     def init(key: Key) -> State:
         params_key, worlds_key, fill_key = jax.random.split(key, 3)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example, middle)
         see = lambda obs: observe.apply(observe.init(example), obs)
@@ -178,10 +177,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
                 value = predicted.mean(axis=-1)
                 return (batch.weight * losses).mean(), (value, jnp.abs(goal.mean(axis=-1) - value))
 
-            return value_based.update(loss, optimizer, learner, update, state.iteration, config)
+            return deep_q_learning.update(loss, optimizer, learner, update, state.iteration, config)
 
         learner = (state.params, state.target_params, state.opt_state)
-        act = value_based.acting(q, to_env, config)
+        act = deep_q_learning.acting(q, to_env, config)
         done = off_policy.cycle(
             env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
         )

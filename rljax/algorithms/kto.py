@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import judgements, language, likelihood
+from rljax.learning import maximum_likelihood, preference_batches, trainable
 from rljax.math import preferences
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
@@ -105,24 +105,24 @@ def make(
     checks.number(config, "desirable_weight", "undesirable_weight", low=0)
     checks.count(config, "batch_size", low=2)  # one judgement has no other to take a completion from
     frozen = task.frozen if frozen is None else frozen
-    length = judgements.size(task, frozen)
-    base, model, begin = language.adapted(task, config, network, frozen, length)
-    judgements.check(config, task, frozen, model, length, labels=True)
-    language.need_start(config, "beta", frozen)
+    length = preference_batches.size(task, frozen)
+    base, model, begin = trainable.adapted(task, config, network, frozen, length)
+    preference_batches.check(config, task, frozen, model, length, labels=True)
+    trainable.need_start(config, "beta", frozen)
     number = frozen["learn"].completion.shape[1]
 
     def compared(params: PyTree, rows: Preferences) -> tuple[Array, Array]:
         """r and log-probabilities, (B, K)."""
-        pairs, fixed = judgements.flat(rows), jax.lax.stop_gradient(frozen["params"])
-        now = judgements.log_probs(model, params, pairs, config.chunk).total
-        start = judgements.log_probs(base, fixed, pairs, config.chunk).total
+        pairs, fixed = preference_batches.flat(rows), jax.lax.stop_gradient(frozen["params"])
+        now = preference_batches.log_probs(model, params, pairs, config.chunk).total
+        start = preference_batches.log_probs(base, fixed, pairs, config.chunk).total
         return (now - start).reshape(-1, number), now.reshape(-1, number)
 
     def reference_point(params: PyTree, rows: Preferences, weights: Array) -> Array:
         """z, ()."""
         following = lambda x: jnp.roll(x, -1, axis=0)
         other = rows._replace(completion=following(rows.completion))
-        parts = language.parts(config, config.batch_size, number * length)
+        parts = trainable.parts(config, config.batch_size, number * length)
         cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), other)
         ratio = jax.lax.map(lambda part: compared(params, part)[0].mean(axis=1), cut).reshape(-1)
         weights = weights * following(weights)
@@ -133,11 +133,11 @@ def make(
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
         params = begin(params_key)
-        return State(params, language.optimizer(config).init(params), order, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), order, jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         del key  # nothing is drawn
-        batch = judgements.chosen(state.order, state.iteration, frozen["learn"], config.batch_size)
+        batch = preference_batches.chosen(state.order, state.iteration, frozen["learn"], config.batch_size)
         kl = reference_point(state.params, *batch)
 
         def loss_sum(params: PyTree, part: tuple[Preferences, Array]) -> tuple[Array, dict[str, Mean]]:
@@ -160,19 +160,19 @@ def make(
                 "log_prob_rejected": Mean.of(log_prob, bad),
             }
 
-        params, opt_state, told = judgements.update(
+        params, opt_state, told = preference_batches.update(
             loss_sum, state.params, state.opt_state, batch, state.iteration, config, number * length
         )
         metrics = Metrics(kl=Mean.of(kl), **told)
         return State(params, opt_state, state.order, state.iteration + 1), metrics
 
     def policy(state: State) -> Policy:
-        return likelihood.policy(model, state.params)
+        return maximum_likelihood.policy(model, state.params)
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
         correct = lambda rows: _right(rows, compared(state.params, rows)[0])
-        return judgements.measure(correct, rows, config.batch_size)
+        return preference_batches.measure(correct, rows, config.batch_size)
 
     return Algorithm(init, step, policy, measure=measure)
 
@@ -187,6 +187,6 @@ def _desirable(rows: Preferences) -> Array:
 def _right(rows: Preferences, scores: Array) -> Array:
     """Of r (B, K), or a positive multiple: 1 where a judgement is right, 0 where not, (B,)."""
     if rows.desirable is None:
-        return judgements.right(scores)
+        return preference_batches.right(scores)
     r = jnp.where(rows.desirable, scores[:, 0], -scores[:, 0])
     return jnp.where(r == 0, 0.5, (r > 0).astype(jnp.float32))

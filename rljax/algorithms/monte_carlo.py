@@ -27,10 +27,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import tables
-from rljax.algorithms.tables import Table
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts, tables
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.tables import Table
 from rljax.math import action_values, returns, tabular
 from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
@@ -110,7 +109,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             params=table.value,
             visits=table.visits,
             waiting=Steps(index, index, number, number),
-            worlds=vector.reset(env, key, config.num_envs),
+            worlds=env_rollouts.reset(env, key, config.num_envs),
             iteration=jnp.int32(0),
         )
 
@@ -126,7 +125,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             q = table.value[obs]
             return action_values.expected_value(q, tabular.epsilon_greedy_policy(q, epsilon))
 
-        worlds, played, episodes = vector.rollout(env, act, value, key, state.worlds, config.num_steps)
+        worlds, played, episodes = env_rollouts.rollout(env, act, value, key, state.worlds, config.num_steps)
         done = played.terminated | played.truncated
         reward = played.reward + config.discount * played.final_value
         steps = Steps(played.obs, played.action, reward, config.discount * (~done).astype(jnp.float32))

@@ -24,8 +24,8 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts
+from rljax.learning.env_rollouts import Worlds
 from rljax.math import action_values, losses, optimization, returns, schedules
 from rljax.math.shuffle import permutation
 from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
@@ -111,7 +111,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.number(config, "discount", "trace_decay", "epsilon_start", "epsilon_end", low=0, high=1)
     checks.number(config, "reward_scale", low=0, open_low=True)
     checks.count(config, "num_envs", "num_steps", "num_epochs", "num_minibatches")
-    batch_size = vector.rollout_size(env, config)
+    batch_size = env_rollouts.rollout_size(env, config)
     if batch_size % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
     num_actions, to_env = discrete_actions(env.action_space, "pqn")
@@ -131,7 +131,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     def init(key: Key) -> State:
         params_key, worlds_key = jax.random.split(key)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
         return State(
@@ -152,8 +152,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             action = action_values.epsilon_greedy(key, network.apply(state.params, see(obs)), epsilon)
             return action, to_env(action)
 
-        worlds, steps, episodes = vector.rollout(env, act, best, rollout_key, state.worlds, config.num_steps)
-        discount, next_value, trace = vector.boundaries(
+        worlds, steps, episodes = env_rollouts.rollout(
+            env, act, best, rollout_key, state.worlds, config.num_steps
+        )
+        discount, next_value, trace = env_rollouts.boundaries(
             steps, best(steps.obs), best(worlds.obs), config.discount, config.trace_decay
         )
         reward = config.reward_scale * steps.reward

@@ -25,8 +25,8 @@ import numpy as np
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import language, likelihood
-from rljax.algorithms.likelihood import Rows
+from rljax.learning import maximum_likelihood, trainable
+from rljax.learning.maximum_likelihood import Rows
 from rljax.models.language_models import language_model
 from rljax.text import Corpus
 from rljax.text import corpus as corpora
@@ -87,11 +87,11 @@ def make(
     Raises: ValueError naming a field of `config`, its value and what would be right, or a text too short.
     """
     config = checks.fields(config)
-    likelihood.check(config)
+    maximum_likelihood.check(config)
     frozen = task.frozen if frozen is None else frozen
     learn = frozen["learn"]
     if isinstance(learn, Block):
-        likelihood.check_block(config, learn)
+        maximum_likelihood.check_block(config, learn)
     for name in ("learn", "held_out"):
         if isinstance(frozen[name], Block):
             continue
@@ -101,24 +101,24 @@ def make(
 
     def init(key: Key) -> State:
         params = jax.tree.map(jnp.copy, frozen["params"]) if "params" in frozen else model.init(key)
-        return State(params, language.optimizer(config).init(params), jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         rows_key, dropout_key = jax.random.split(key)
         rows = chosen(rows_key, learn, state.iteration, config)
-        params, opt_state, loss, norm = likelihood.update(
+        params, opt_state, loss, norm = maximum_likelihood.update(
             model, state.params, state.opt_state, rows, dropout_key, state.iteration, config
         )
         return State(params, opt_state, state.iteration + 1), Metrics(loss, Mean.of(norm))
 
     def policy(state: State) -> Policy:
-        return likelihood.policy(model, state.params)
+        return maximum_likelihood.policy(model, state.params)
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         number = min(count, frozen["held_out"].size // config.length)
         starts = jnp.arange(number, dtype=jnp.int32) * config.length
         rows = cut(frozen["held_out"], starts, config.length)
-        return likelihood.measure(model, state.params, rows, config)
+        return maximum_likelihood.measure(model, state.params, rows, config)
 
     return Algorithm(init, step, policy, measure=measure)
 
@@ -138,7 +138,7 @@ def read(corpus: Corpus, config: Config) -> Task:
     Raises: FileNotFoundError; ValueError in one line, also naming a field of `corpus` that is of sft alone.
     """
     config = checks.fields(config)
-    likelihood.check(config)
+    maximum_likelihood.check(config)
     for name in ("loss", "packing", "long"):
         if getattr(corpus, name) != getattr(Corpus, name):
             checks.complain(corpus, name, "is of sft; pretrain learns every token of one long text")

@@ -9,7 +9,7 @@ other one; actions are ε-greedy in their mean, ties at random. q converges to q
 every pair is visited without end, 1/2 < ω ≤ 1 and γ < 1; with a constant step (ω = 0) it goes on moving
 around q* by an amount that shrinks with α.
 
-Differs from the paper: num_envs environments share the table, see `rljax.algorithms.tables`; a truncated step
+Differs from the paper: num_envs environments share the table, see `rljax.learning.tables`; a truncated step
 bootstraps from its true final state. Textbook: Sutton & Barto 2018, sec. 6.5 and 6.7.
 """
 
@@ -23,10 +23,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import tables
-from rljax.algorithms.tables import Table, Transition
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts, tables
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.tables import Table, Transition
 from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
@@ -109,7 +108,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         return State(
             params=table.value,
             visits=table.visits,
-            worlds=vector.reset(env, key, config.num_envs),
+            worlds=env_rollouts.reset(env, key, config.num_envs),
             iteration=jnp.int32(0),
         )
 

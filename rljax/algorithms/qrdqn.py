@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from rljax import checks, replay
-from rljax.algorithms import off_policy, value_based
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax import checks
+from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
 from rljax.models import contract, discrete_actions, normalizer, q_network, q_policy
-from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree, copy_of
 
 
@@ -140,9 +139,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     config = checks.fields(config)
     del frozen
     num_actions, to_env = discrete_actions(env.action_space, "qrdqn")
-    value_based.check(config)
+    deep_q_learning.check(config)
     checks.number(config, "kappa", low=0, open_low=True)
-    value_based.check_munchausen(config)
+    deep_q_learning.check_munchausen(config)
     checks.count(config, "quantiles", high=checks.OUTPUTS)
     memory = replay.make(config, env)
     contract.check(env, config, network, contract.Output("quantiles", (num_actions, config.quantiles)))
@@ -151,11 +150,11 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     observe = normalizer(env.observation_space, config)
     target_of = TARGETS[config.target]
     tau = (jnp.arange(config.quantiles, dtype=jnp.float32) + 0.5) / config.quantiles
-    optimizer = value_based.optimizer(config)
+    optimizer = deep_q_learning.optimizer(config)
 
     def init(key: Key) -> State:
         params_key, worlds_key, fill_key = jax.random.split(key, 3)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
         see = lambda obs: observe.apply(observe.init(example), obs)
@@ -188,10 +187,10 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
                 value = predicted.mean(axis=-1)
                 return (batch.weight * losses).mean(), (value, jnp.abs(goal.mean(axis=-1) - value))
 
-            return value_based.update(loss, optimizer, learner, update, state.iteration, config)
+            return deep_q_learning.update(loss, optimizer, learner, update, state.iteration, config)
 
         learner = (state.params, state.target_params, state.opt_state)
-        act = value_based.acting(q, to_env, config)
+        act = deep_q_learning.acting(q, to_env, config)
         done = off_policy.cycle(
             env, memory, act, learn, key, state.worlds, state.ring, learner, (), state.iteration, config
         )

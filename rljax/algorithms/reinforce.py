@@ -29,7 +29,7 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.envs import vector
+from rljax.learning import env_rollouts
 from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
@@ -122,7 +122,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.number(config, "discount", low=0, high=1)
     checks.number(config, "entropy_coefficient", "value_coefficient", low=0)
     checks.count(config, "num_envs", "num_steps")
-    vector.rollout_size(env, config)  # checks that it fits
+    env_rollouts.rollout_size(env, config)  # checks that it fits
     length = config.num_steps if env.max_steps is None else min(config.num_steps, env.max_steps)
     checks.whitened(config, config.num_envs * length)
     head = policy_head(env.action_space, config.action_distribution)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import judgements, language, likelihood
+from rljax.learning import maximum_likelihood, preference_batches, trainable
 from rljax.math import preferences
 from rljax.models import language_heads
 from rljax.text import Sampling, data, generate, rewards
@@ -125,13 +125,13 @@ def make(
     if config.centring is not None:
         checks.number(config, "centring", low=0)
     frozen = task.frozen if frozen is None else frozen
-    width = judgements.size(task, frozen) + 1  # the head reads the state after the last token
-    base, model, begin = language.adapted(task, config, network, frozen, width)
+    width = preference_batches.size(task, frozen) + 1  # the head reads the state after the last token
+    base, model, begin = trainable.adapted(task, config, network, frozen, width)
     # a position of its own for nothing that is read matters only where positions are a table
     learned = getattr(model.config, "positions", None) == "learned"
-    judgements.check(config, task, frozen, model, width if learned else width - 1)
+    preference_batches.check(config, task, frozen, model, width if learned else width - 1)
     if config.loss == "pairwise":
-        judgements.need_pairs(task, frozen, "this loss", 'choose loss = "choice"')
+        preference_batches.need_pairs(task, frozen, "this loss", 'choose loss = "choice"')
     number, length = frozen["learn"].completion.shape[1:]
 
     def written(key: Key, params: PyTree, order: Key) -> Pairs:
@@ -156,7 +156,7 @@ def make(
             samples = written(sample_key, params["model"], order)
             fitted = rewards.normalised(model, params, samples)
             gain, bias = fitted["gain"], fitted["bias"]
-        opt_state = language.optimizer(config).init(params)
+        opt_state = trainable.optimizer(config).init(params)
         return State(params, opt_state, gain, bias, samples, order, jnp.int32(0))
 
     def scores(params: PyTree, rows: Preferences) -> Array:
@@ -165,11 +165,13 @@ def make(
             params = params | {
                 "head": params["head"] | {"bias": jax.lax.stop_gradient(params["head"]["bias"])}
             }
-        return language_heads.score(model, params, *judgements.flat(rows)).reshape(-1, number)
+        return language_heads.score(model, params, *preference_batches.flat(rows)).reshape(-1, number)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         del key  # nothing is drawn
-        rows, weights = judgements.chosen(state.order, state.iteration, frozen["learn"], config.batch_size)
+        rows, weights = preference_batches.chosen(
+            state.order, state.iteration, frozen["learn"], config.batch_size
+        )
 
         def loss_sum(params: PyTree, part: tuple[Preferences, Array]) -> tuple[Array, dict[str, Mean]]:
             rows, weights = part
@@ -185,13 +187,13 @@ def make(
             told = jax.lax.stop_gradient(given)
             counted = weights > 0
             return jnp.sum(weights * loss), {
-                "accuracy": Mean.of(judgements.right(told), counted),
+                "accuracy": Mean.of(preference_batches.right(told), counted),
                 "margin": Mean.of(told[:, 0] - told[:, 1:].max(axis=1), counted),
                 "score": Mean.of(told, jnp.broadcast_to(counted[:, None], told.shape)),
                 "centre": Mean.of(jax.lax.stop_gradient(centre), counted),
             }
 
-        params, opt_state, told = judgements.update(
+        params, opt_state, told = preference_batches.update(
             loss_sum, state.params, state.opt_state, (rows, weights), state.iteration, config, number * width
         )
         following = State(
@@ -200,11 +202,11 @@ def make(
         return following, Metrics(**told)
 
     def policy(state: State) -> Policy:
-        return likelihood.policy(model, state.params["model"])
+        return maximum_likelihood.policy(model, state.params["model"])
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        correct = lambda rows: judgements.right(scores(state.params, rows))
-        return judgements.measure(correct, rows, config.batch_size)
+        correct = lambda rows: preference_batches.right(scores(state.params, rows))
+        return preference_batches.measure(correct, rows, config.batch_size)
 
     return Algorithm(init, step, policy, measure=measure)

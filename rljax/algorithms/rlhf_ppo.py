@@ -22,9 +22,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import completions, language, policy_loss
-from rljax.algorithms.completions import Rollout
-from rljax.algorithms.policy_loss import Batch
+from rljax.learning import completions, policy_gradient, trainable
+from rljax.learning.completions import Rollout
+from rljax.learning.policy_gradient import Batch
 from rljax.math import divergences, losses, masked, returns
 from rljax.math.aggregation import token_mean
 from rljax.math.controllers import adaptive_coefficient
@@ -146,10 +146,10 @@ def make(
         checks.number(config, "missing_end", low=0)
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
-    model, trained, begin = language.adapted(task, config, network, frozen, length)
+    model, trained, begin = trainable.adapted(task, config, network, frozen, length)
     group = config.group_size
     completions.check(config, task, model)
-    language.check_start(config, frozen)
+    trainable.check_start(config, frozen)
     checks.whitened(config, config.steps_per_iteration * completions.new_tokens(config, task))
     checks.read_by(config, "kl_controller", ("adaptive",), "kl_target", "kl_horizon")
     checks.read_by(config, "value_loss", ("clipped",), "value_clip")
@@ -164,7 +164,7 @@ def make(
         if config.critic == "separate":
             params["critic"] = begin(critic_key)
         kl = jnp.asarray(0.0 if config.kl is None else config.kl, jnp.float32)
-        return State(params, language.optimizer(config).init(params), kl, order, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), kl, order, jnp.int32(0))
 
     def sample(key: Key, state: State) -> Rollout:
         prompts = completions.chosen(state.order, state.iteration, frozen["learn"], config.num_prompts)
@@ -184,12 +184,12 @@ def make(
             hidden, value = states(state.params, prompt, valid, completion)
             if config.old_log_prob == "sampled":
                 return None, value
-            inputs = policy_loss.statistics(config), state.params["policy"], hidden, completion
+            inputs = policy_gradient.statistics(config), state.params["policy"], hidden, completion
             return per_token(trained, *inputs, chunk=config.chunk)[0], value
 
-        old, value = policy_loss.in_parts(part, rollout, config)
+        old, value = policy_gradient.in_parts(part, rollout, config)
         old = rollout.log_prob if old is None else old
-        return old, value, policy_loss.at_start(model, frozen, rollout, config)
+        return old, value, policy_gradient.at_start(model, frozen, rollout, config)
 
     def credit(
         state: State, rollout: Rollout, scores: Scores, old: Array, value: Array, start: Array | None
@@ -219,21 +219,21 @@ def make(
         extras: Extras = rows.extras
         hidden, value = states(params, rows.prompt, rows.valid, rows.completion)
         inputs = params["policy"], hidden, rows, weights
-        total, told = policy_loss.by_token(trained, *inputs, surrogate, config)
+        total, told = policy_gradient.by_token(trained, *inputs, surrogate, config)
         errors = losses.VALUE_LOSSES[config.value_loss](value, extras.value, extras.target, config.value_clip)
         error = jnp.sum(weights * errors)
         cut = lambda ratio: losses.without_gradient(ratio, extras.advantage, config.clip)
-        shown = policy_loss.shown(told, rows, total, cut, extras.start)
+        shown = policy_gradient.shown(told, rows, total, cut, extras.start)
         return total + config.value_coefficient * error, shown | {"value_loss": Mean(error, jnp.int32(0))}
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         old, value, start = before(state, rollout)
         advantage, target, mask = credit(state, rollout, scores, old, value, start)
-        batch = policy_loss.batch_of(rollout, mask, old, Extras(advantage, value, target, start))
-        params, opt_state, seen = policy_loss.update(
+        batch = policy_gradient.batch_of(rollout, mask, old, Extras(advantage, value, target, start))
+        params, opt_state, seen = policy_gradient.update(
             loss_sum, token_mean, state.params, state.opt_state, batch, key, state.iteration, config
         )
-        far = jnp.zeros(mask.shape[0]) if start is None else policy_loss.sequence_kl(rollout, old, start)
+        far = jnp.zeros(mask.shape[0]) if start is None else policy_gradient.sequence_kl(rollout, old, start)
         seen |= {"kl_coefficient": Mean.of(coefficient := state.kl_coefficient)}
         if config.kl_controller == "adaptive":
             bounds = config.kl_target, config.kl_horizon, far.size

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import completions, language, policy_loss
-from rljax.algorithms.completions import Rollout
-from rljax.algorithms.policy_loss import Batch
+from rljax.learning import completions, policy_gradient, trainable
+from rljax.learning.completions import Rollout
+from rljax.learning.policy_gradient import Batch
 from rljax.math import groups, losses, masked
 from rljax.math.aggregation import sequence_mean
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
@@ -126,15 +126,15 @@ def make(
     checks.count(config, "group_size", low=2)
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
-    model, trained, begin = language.adapted(task, config, network, frozen, length)
+    model, trained, begin = trainable.adapted(task, config, network, frozen, length)
     group = config.group_size
     completions.check(config, task, model)
-    language.check_start(config, frozen)
+    trainable.check_start(config, frozen)
 
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
         params = begin(params_key)
-        return State(params, language.optimizer(config).init(params), order, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), order, jnp.int32(0))
 
     def sample(key: Key, state: State) -> Rollout:
         prompts = completions.chosen(state.order, state.iteration, frozen["learn"], config.num_prompts)
@@ -147,8 +147,8 @@ def make(
         """Advantages (B,), and which completions are scored (B,)."""
         reward = completions.combined(task, scores, group, config.reward_normalization)
         if config.kl is not None and start is not None:
-            own = policy_loss.in_reward(trained, state.params, rollout, config, old)
-            reward = reward - config.kl * policy_loss.sequence_kl(rollout, own, start)
+            own = policy_gradient.in_reward(trained, state.params, rollout, config, old)
+            reward = reward - config.kl * policy_gradient.sequence_kl(rollout, own, start)
         scored = jnp.isfinite(reward)
         by_prompt = reward.reshape(-1, group), scored.reshape(-1, group)
         advantage = jax.vmap(groups.leave_one_out)(*by_prompt).reshape(-1)
@@ -158,8 +158,8 @@ def make(
 
     def references(state: State, rollout: Rollout) -> tuple[Array | None, Array | None]:
         """Log-probabilities before the update and under the policy at the start."""
-        old = policy_loss.before(trained, state.params, rollout, config)
-        return old, policy_loss.at_start(model, frozen, rollout, config)
+        old = policy_gradient.before(trained, state.params, rollout, config)
+        return old, policy_gradient.at_start(model, frozen, rollout, config)
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
         ratio = _log_ratio(log_prob, old, mask)
@@ -168,16 +168,16 @@ def make(
     def loss_sum(params: PyTree, part: tuple[Batch, Array]) -> tuple[Array, dict[str, Mean]]:
         rows, weights = part
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
-        total, told = policy_loss.by_sequence(trained, params, hidden, rows, weights, loss, config)
+        total, told = policy_gradient.by_sequence(trained, params, hidden, rows, weights, loss, config)
         cut = lambda ratio: losses.without_gradient(ratio, rows.extras.advantage, config.clip)
-        return total, policy_loss.shown(told, rows, total, cut, rows.extras.start, _log_ratio)
+        return total, policy_gradient.shown(told, rows, total, cut, rows.extras.start, _log_ratio)
 
     def learn(key: Key, state: State, rollout: Rollout, scores: Scores) -> tuple[State, Metrics]:
         old, start = references(state, rollout)
         advantage, scored = credit(state, rollout, scores, old, start)
         extras = Extras(jnp.broadcast_to(advantage[:, None], rollout.mask.shape), start)
-        batch = policy_loss.batch_of(rollout, scored[:, None], old, extras)
-        params, opt_state, seen = policy_loss.update(
+        batch = policy_gradient.batch_of(rollout, scored[:, None], old, extras)
+        params, opt_state, seen = policy_gradient.update(
             loss_sum, sequence_mean, state.params, state.opt_state, batch, key, state.iteration, config
         )
         about = completions.rewarded(task, rollout, scores)

@@ -7,7 +7,7 @@ this update, ties at random. q converges to q* with probability 1 where every pa
 1/2 < ω ≤ 1 and ε falls to 0 (Singh et al. 2000, doi:10.1023/A:1007678930559); with a constant ε to the action
 values of the best ε-greedy policy, so that it keeps away from cliffs that an exploring step falls off.
 
-Differs from the report: num_envs environments share the table, see `rljax.algorithms.tables`; a truncated
+Differs from the report: num_envs environments share the table, see `rljax.learning.tables`; a truncated
 step bootstraps from its true final state and an action drawn for it, which is not taken. Textbook: Sutton &
 Barto 2018, sec. 6.4.
 """
@@ -21,10 +21,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import tables
-from rljax.algorithms.tables import Table, Transition
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts, tables
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.tables import Table, Transition
 from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
@@ -87,7 +86,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     def init(key: Key) -> State:
         table = tables.create(config, num_states, num_actions)
         worlds_key, action_key = jax.random.split(key)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         epsilon = tables.exploration(config, jnp.int32(0))
         action = tables.choose(action_key, table.value[worlds.obs], epsilon)
         return State(

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import language, likelihood
-from rljax.algorithms.likelihood import Rows
+from rljax.learning import maximum_likelihood, trainable
+from rljax.learning.maximum_likelihood import Rows
 from rljax.models.language_models import language_model
 from rljax.models.seq2seq import Seq2SeqConfig
 from rljax.text import Corpus, data
@@ -100,37 +100,37 @@ def make(
     Raises: ValueError naming a field of `config`, its value and what would be right.
     """
     config = checks.fields(config)
-    likelihood.check(config)
+    maximum_likelihood.check(config)
     frozen = task.frozen if frozen is None else frozen
     learn = frozen["learn"]
     if isinstance(learn, data.Block):
-        likelihood.check_block(config, learn)
+        maximum_likelihood.check_block(config, learn)
     elif config.batch_size > (number := tokens_of(learn)[0].shape[0]):
         checks.complain(config, "batch_size", f"must be at most the {number} rows there are to learn")
     for name in ("learn", "held_out"):
         rows = frozen[name].rows if isinstance(frozen[name], data.Block) else frozen[name]
         if config.length != (width := sum(tokens.shape[-1] for tokens in tokens_of(rows))):
             checks.complain(config, "length", f"must be {width}, as the rows of {name}")
-    _, model, begin = language.adapted(task, config, network, frozen, config.length)
+    _, model, begin = trainable.adapted(task, config, network, frozen, config.length)
 
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
         params = begin(params_key)
-        return State(params, language.optimizer(config).init(params), order, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), order, jnp.int32(0))
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         rows = chosen(learn, state, config.batch_size)
-        params, opt_state, loss, norm = likelihood.update(
+        params, opt_state, loss, norm = maximum_likelihood.update(
             model, state.params, state.opt_state, rows, key, state.iteration, config
         )
         return State(params, opt_state, state.order, state.iteration + 1), Metrics(loss, Mean.of(norm))
 
     def policy(state: State) -> Policy:
-        return likelihood.policy(model, state.params)
+        return maximum_likelihood.policy(model, state.params)
 
     def measure(state: State, count: int) -> tuple[Array, Array]:
         rows = jax.tree.map(lambda x: x[:count], frozen["held_out"])
-        return likelihood.measure(model, state.params, as_rows(rows), config)
+        return maximum_likelihood.measure(model, state.params, as_rows(rows), config)
 
     return Algorithm(init, step, policy, measure=measure)
 
@@ -157,7 +157,7 @@ def read(corpus: Corpus, config: Config) -> Task:
     Raises: FileNotFoundError; ValueError in one line.
     """
     config = checks.fields(config)
-    likelihood.check(config)
+    maximum_likelihood.check(config)
     base = corpora.base(corpus, config)
     return corpora.task(corpus, base, rows_of(corpus, base, config))
 

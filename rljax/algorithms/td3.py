@@ -23,14 +23,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from rljax import checks, models, replay
-from rljax.algorithms import off_policy
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax import checks, models
+from rljax.learning import env_rollouts, off_policy, replay
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.replay import Batch, Ring
 from rljax.math import optimization, schedules
 from rljax.math.noise import NOISES, clipped_gaussian
 from rljax.models import ActorCritic, contract
-from rljax.replay import Batch, Ring
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Policy, PyTree, copy_of
 
 
@@ -142,7 +141,7 @@ def make(env: Env, config: Config, network: ActorCritic | None = None, frozen: A
 
     def init(key: Key) -> State:
         actor_key, critic_key, worlds_key, fill_key = jax.random.split(key, 4)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = Params(
             networks.actor.init(actor_key, example),

@@ -12,7 +12,7 @@ probabilities, or uniformly random where that is None. `policy(state)` acts with
 the return of a run is that policy's.
 
 Differs from the paper: updates during the episode (the paper's come at its end); num_envs environments share
-v, each with traces of its own, see `rljax.algorithms.tables`; a truncated step bootstraps from its true final
+v, each with traces of its own, see `rljax.learning.tables`; a truncated step bootstraps from its true final
 state and ends the trace. Textbook: Sutton & Barto 2018, sec. 12.2 with one feature per state.
 """
 
@@ -28,10 +28,9 @@ from flax import struct
 from jax.core import Tracer
 
 from rljax import checks
-from rljax.algorithms import tables
-from rljax.algorithms.tables import Table, Transition
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts, tables
+from rljax.learning.env_rollouts import Worlds
+from rljax.learning.tables import Table, Transition
 from rljax.models import contract
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy
 
@@ -102,7 +101,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     def init(key: Key) -> State:
         trace = jnp.zeros((config.num_envs, num_states), jnp.float32)
-        worlds = vector.reset(env, key, config.num_envs)
+        worlds = env_rollouts.reset(env, key, config.num_envs)
         table = tables.create(config, num_states)
         return State(
             params=table.value,

@@ -27,9 +27,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.algorithms import completions, language, policy_loss
-from rljax.algorithms.completions import Rollout
-from rljax.algorithms.policy_loss import Batch
+from rljax.learning import completions, policy_gradient, trainable
+from rljax.learning.completions import Rollout
+from rljax.learning.policy_gradient import Batch
 from rljax.math import groups, losses, masked
 from rljax.math.aggregation import token_mean
 from rljax.models.token_losses import weighted_sum
@@ -139,9 +139,9 @@ def make(
     checks.count(config, "group_size", low=2 if config.baseline == "leave_one_out" else 1)
     frozen = task.frozen if frozen is None else frozen
     length = completions.length(config, task)
-    model, trained, begin = language.adapted(task, config, network, frozen, length)
+    model, trained, begin = trainable.adapted(task, config, network, frozen, length)
     completions.check(config, task, model)
-    language.check_start(config, frozen)
+    trainable.check_start(config, frozen)
     group, number = config.group_size, config.num_prompts * config.group_size
     of_samples = lambda rows: jax.tree.map(lambda x: x[:number], rows)  # without the greedy completions
     if config.mixing is not None:
@@ -152,7 +152,7 @@ def make(
     def init(key: Key) -> State:
         params_key, order = jax.random.split(key)
         params, zero = begin(params_key), jnp.float32(0)
-        return State(params, language.optimizer(config).init(params), order, zero, zero, jnp.int32(0))
+        return State(params, trainable.optimizer(config).init(params), order, zero, zero, jnp.int32(0))
 
     def chosen(state: State) -> Prompts:
         return completions.chosen(state.order, state.iteration, frozen["learn"], config.num_prompts)
@@ -189,14 +189,14 @@ def make(
         reward, greedy = jnp.split(completions.combined(task, scores), [number])
         if config.kl is not None and start is not None:
             drawn = of_samples(rollout)
-            own = policy_loss.in_reward(trained, state.params, drawn, config, None)
-            reward = reward - config.kl * policy_loss.sequence_kl(drawn, own, start)
+            own = policy_gradient.in_reward(trained, state.params, drawn, config, None)
+            reward = reward - config.kl * policy_gradient.sequence_kl(drawn, own, start)
         below = baseline(state, reward, jnp.isfinite(reward), greedy)
         return reward - below, below, reward
 
     def distance(rollout: Rollout) -> Array | None:
         """Log-probabilities of the samples under the policy at the start."""
-        return policy_loss.at_start(model, frozen, of_samples(rollout), config)
+        return policy_gradient.at_start(model, frozen, of_samples(rollout), config)
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
         return losses.policy_gradient(log_prob, extras.advantage)
@@ -206,8 +206,8 @@ def make(
         text, share = rows.extras.demonstration, rows.extras.share
         rows = rows._replace(extras=rows.extras._replace(demonstration=None, share=None))
         hidden = trained.completion(params, rows.prompt, rows.valid, rows.completion)
-        total, told = policy_loss.by_token(trained, params, hidden, rows, weights, loss, config)
-        shown = policy_loss.shown(told, rows, total, jnp.zeros_like, rows.extras.start)
+        total, told = policy_gradient.by_token(trained, params, hidden, rows, weights, loss, config)
+        shown = policy_gradient.shown(told, rows, total, jnp.zeros_like, rows.extras.start)
         likelihood = Mean.none()
         if config.mixing is not None:
             tokens = jnp.where(text >= 0, text, 0)
@@ -227,9 +227,9 @@ def make(
             text = jnp.repeat(chosen(state).demonstration, group, axis=0)
             share = token_mean(text >= 0)
         spread = jnp.broadcast_to(jnp.where(scored, advantage, 0.0)[:, None], rollout.mask.shape)
-        batch = policy_loss.batch_of(rollout, scored[:, None], None, Extras(spread, start, text, share))
+        batch = policy_gradient.batch_of(rollout, scored[:, None], None, Extras(spread, start, text, share))
         weigh = lambda mask: mask / jnp.maximum(mask.any(axis=1).sum(), 1).astype(jnp.float32)
-        params, opt_state, seen = policy_loss.update(
+        params, opt_state, seen = policy_gradient.update(
             loss_sum, weigh, state.params, state.opt_state, batch, key, state.iteration, config
         )
         kept = jnp.isfinite(reward)

@@ -29,8 +29,8 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.envs import vector
-from rljax.envs.vector import Worlds
+from rljax.learning import env_rollouts
+from rljax.learning.env_rollouts import Worlds
 from rljax.math import losses, masked, optimization, returns
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.shuffle import permutation
@@ -116,7 +116,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     checks.number(config, "line_search_factor", low=0, high=1, open_low=True)
     checks.count(config, "num_envs", "num_steps", "num_value_epochs", "num_minibatches")
     checks.count(config, "conjugate_gradient_iterations", "fisher_stride", "line_search_steps")
-    batch_size = vector.rollout_size(env, config)
+    batch_size = env_rollouts.rollout_size(env, config)
     if batch_size % config.num_minibatches:
         checks.complain(config, "num_minibatches", f"must divide num_envs x num_steps = {batch_size}")
     checks.whitened(config, batch_size)
@@ -130,7 +130,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
 
     def init(key: Key) -> State:
         params_key, worlds_key = jax.random.split(key)
-        worlds = vector.reset(env, worlds_key, config.num_envs)
+        worlds = env_rollouts.reset(env, worlds_key, config.num_envs)
         example = jax.tree.map(lambda x: x[0], worlds.obs)
         params = network.init(params_key, example)
         return State(
@@ -215,14 +215,14 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             raw = distribution.sample(key, forward(obs)[0])
             return raw, head.to_env(raw)
 
-        worlds, steps, episodes = vector.rollout(
+        worlds, steps, episodes = env_rollouts.rollout(
             env, act, lambda obs: forward(obs)[1], rollout_key, state.worlds, config.num_steps
         )
         done = steps.terminated | steps.truncated
         reward, scale = scaler.apply(state.scaler, steps.reward, done, config.discount)
 
         value, last_value = forward(steps.obs)[1], forward(worlds.obs)[1]
-        discount, next_value, trace = vector.boundaries(
+        discount, next_value, trace = env_rollouts.boundaries(
             steps, value, last_value, config.discount, config.trace_decay
         )
         advantage = jax.vmap(returns.gae, 1, 1)(reward, discount, value, next_value, trace)

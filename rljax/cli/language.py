@@ -81,10 +81,11 @@ class Generate:
 
     def asked(self, tokenizer: Any) -> tuple[list[int], bool]:
         """The tokens of the prompt, and whether they are a conversation, which the model answers."""
-        from rljax.runs import folder, pretrained
+        from rljax.runs import pretrained
+        from rljax.runs.folder import files
         from rljax.text.data.examples import begun, turns, two_sequences
 
-        run = folder.is_run(self.model)
+        run = files.is_run(self.model)
         said: Any = self.prompt or (pretrained.asked(self.model) if run else None) or ""
         chat = tokenizer.template and (pretrained.talks(self.model) if run else bool(said))
         if isinstance(said, list) or self.chat == "yes" or (chat and self.chat == "auto"):
@@ -115,12 +116,13 @@ class Convert:
 
     def run(self) -> None:
         from rljax.models import huggingface
-        from rljax.runs import folder, pretrained
-        from rljax.text import pieces as pieces_module
+        from rljax.runs import pretrained
+        from rljax.runs.folder import files
+        from rljax.text import llama2c_tokenizer as pieces_module
 
         if self.folder.exists():
             raise ValueError(f"{self.folder} is already there: choose a new folder")
-        if folder.is_run(self.model):
+        if files.is_run(self.model):
             pretrained.whole(self.model)
         loaded = load(self.model, self.dtype, self.member, self.checkpoint)
         model, params, tokenizer, generation = loaded
@@ -138,9 +140,10 @@ def load(source: str, dtype: str, member: int | None, checkpoint: int | None) ->
     import jax.numpy as jnp
 
     from rljax import text
-    from rljax.runs import folder, pretrained
+    from rljax.runs import pretrained
+    from rljax.runs.folder import files
 
-    if folder.is_run(source):
+    if files.is_run(source):
         return pretrained.language_model(source, member or 0, checkpoint, dtype=jnp.dtype(dtype))
     if member is not None or checkpoint is not None:
         raise ValueError(f"{source} is no run: --member and --checkpoint are of runs")

@@ -319,7 +319,7 @@ def in_folder(named: bool, function: Callable[..., Any], *arguments: Any, out: P
     """`function` with this folder where it was named, else with the first free one of it, folder-2, folder-3,
     …: another process may claim one that was free a moment ago.
     """
-    from rljax.runs.folder import Taken
+    from rljax.runs.folder.files import Taken
 
     number, free = 1, out
     while True:

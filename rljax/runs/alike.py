@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rljax.runs import statistics
-from rljax.runs.engine import Program
+from rljax.runs.program.engine import Program
+from rljax.runs.reports import statistics
 from rljax.types import Env, PyTree, Task
 
 STARTS = 16  # that are compared

@@ -9,7 +9,10 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks
-from rljax.runs import alike, checkpoint, engine, load, statistics, stopping, stored
+from rljax.runs import alike, load, stopping
+from rljax.runs.folder import checkpoint, restore
+from rljax.runs.program import engine
+from rljax.runs.reports import statistics
 from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
 
@@ -53,7 +56,7 @@ def evaluate(
     number = len(told["seeds"])
     if member is not None and not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
-    restored = stored.saved(run, checkpoint_iteration)
+    restored = restore.saved(run, checkpoint_iteration)
     chosen = list(range(number)) if member is None else [member]
     varied = {name: np.asarray(column)[chosen] for name, column in swept.items()}
     seeds = [told["seeds"][i] for i in chosen]

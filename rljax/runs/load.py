@@ -13,7 +13,9 @@ import jax
 import numpy as np
 
 from rljax import algorithms, checks, envs
-from rljax.runs import checkpoint, engine, folder, foreign, presets, problems, stored
+from rljax.runs import foreign, presets, starting_model
+from rljax.runs.folder import checkpoint, files, restore
+from rljax.runs.program import engine
 from rljax.types import Algorithm, Env, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Setup(NamedTuple):
     config: Any
     preset: bool
     own_env: bool = False  # an Env or a Task of the user's, which its name does not bring back
-    start: problems.Start | None = None  # of a problem: where the parameters are from
+    start: starting_model.Start | None = None  # of a problem: where the parameters are from
 
 
 class Loaded(NamedTuple):
@@ -77,7 +79,7 @@ def setup(
         raise ValueError("env_arguments go with the name of an environment, not with what is already made")
     if not isinstance(env_arguments, Mapping):
         raise ValueError(f"env_arguments = {checks.show(env_arguments)}: must be a dict of names and values")
-    env_arguments = {name: folder.plain(value) for name, value in env_arguments.items()}
+    env_arguments = {name: files.plain(value) for name, value in env_arguments.items()}
     try:
         json.dumps(env_arguments, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -86,7 +88,9 @@ def setup(
         ) from error
     world: Any = env
     if isinstance(env, str):
-        world = problems.named(env, env_arguments, tokenizer) if text else envs.make(env, **env_arguments)
+        world = (
+            starting_model.named(env, env_arguments, tokenizer) if text else envs.make(env, **env_arguments)
+        )
     name = env if isinstance(env, str) else env.name
     preset = False
     if config is None or isinstance(config, Mapping):
@@ -102,7 +106,7 @@ def setup(
     if isinstance(world, corpus):
         world, own = module.read(world, config), False
     if isinstance(world, problem):
-        world, config = problems.world(world, algorithm, config)
+        world, config = starting_model.world(world, algorithm, config)
     return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
 
 
@@ -170,7 +174,7 @@ def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
     if isinstance(env, Task) and env.corpus is not None and not same:
         env = setup.module.read(env.corpus, config)
     if isinstance(env, Task) and env.problem is not None and env.model is not None and not same:
-        changed = [name for name in (*problems.SIZES, "dtype") if name in static]
+        changed = [name for name in (*starting_model.SIZES, "dtype") if name in static]
         if changed:
             raise ValueError(
                 f"{setup.algorithm}.Config.{changed[0]} is that of the model to begin with: train apart"
@@ -202,16 +206,18 @@ def description(
     from rljax.text import Problem
     from rljax.text.problem import read_back
 
-    told = folder.read(run)
+    told = files.read(run)
     check_frozen(told["algorithm"], frozen)
     for name, given in (("env", env), ("network", network), ("frozen", frozen)):
         if name in told["own"] and given is None:
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
-    module, config, swept = stored.configured(run, told)
-    start = problems.Start(**told["start"]) if told.get("start") else None
-    world = _world(told, module, config, problems.tokenizer_of(start, Path(run))) if env is None else env
+    module, config, swept = restore.configured(run, told)
+    start = starting_model.Start(**told["start"]) if told.get("start") else None
+    world = (
+        _world(told, module, config, starting_model.tokenizer_of(start, Path(run))) if env is None else env
+    )
     told = dict(told)
     if isinstance(world, Task) and world.problem is not None:
         world = read_back(world)
@@ -220,23 +226,21 @@ def description(
         if env is not None and start is not None and start.reward:  # judged by the rewards that are given
             begun = start._replace(reward="")
             told["frozen"] = {name: sum_ for name, sum_ in told["frozen"].items() if name != "rewards"}
-        world = problems.started(world, begun, config, folder.at(run), network)
-        world, config = problems.world(world, told["algorithm"], config)
+        world = starting_model.started(world, begun, config, files.at(run), network)
+        world, config = starting_model.world(world, told["algorithm"], config)
     if isinstance(world, Task) != ("task" in told):
-        raise ValueError(f"{run} learnt {folder.world(told)}, not {world.name}: pass what it was trained on")
-    if not isinstance(world, Task) and (
-        wrong := folder.changed(told, folder.given(frozen).get("frozen", {}))
-    ):
+        raise ValueError(f"{run} learnt {files.world(told)}, not {world.name}: pass what it was trained on")
+    if not isinstance(world, Task) and (wrong := files.changed(told, files.given(frozen).get("frozen", {}))):
         raise ValueError(f"{run} cannot go on with other arrays: {wrong}; give the same")
     if isinstance(world, Task):
-        sums = folder.sums(world)
+        sums = files.sums(world)
         if env is not None and "frozen" in told:  # judged by the rewards that are given
             told["frozen"] = told["frozen"] | {"reward_names": sums.get("reward_names")}
-        if wrong := folder.changed(told, sums):
+        if wrong := files.changed(told, sums):
             raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
     arguments = told.get("env_arguments", {})
     found = Setup(
-        told["algorithm"], module, folder.world(told), world, arguments, config, told["preset"], start=start
+        told["algorithm"], module, files.world(told), world, arguments, config, told["preset"], start=start
     )
     return told, found, swept
 
@@ -245,7 +249,7 @@ def _world(told: dict[str, Any], module: ModuleType, config: Any, tokenizer: Any
     """What a run was trained on, made or read again."""
     if told.get("task_arguments"):
         arguments = dict(told["task_arguments"])
-        return problems.named(arguments.pop("name"), arguments, tokenizer)
+        return starting_model.named(arguments.pop("name"), arguments, tokenizer)
     if "task" in told:
         from rljax.text import Corpus
 
@@ -271,7 +275,7 @@ def load(
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
     config = found.config.replace(**{name: column[member] for name, column in swept.items()})
     algorithm = found.module.make(found.env, engine.strong(config), network, frozen)
-    restored = stored.saved(run, checkpoint_iteration)
+    restored = restore.saved(run, checkpoint_iteration)
     shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
     template = jax.tree.map(
         lambda x: np.empty((number, *x.shape), x.dtype), jax.eval_shape(engine.hosted, shapes)
@@ -287,8 +291,8 @@ def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:
 
     Raises: ValueError where shapes differ, the runs' members do not match, or the State names no such part.
     """
-    folder.read(run)
-    restored = stored.saved(run)
+    files.read(run)
+    restored = restore.saved(run)
     here = checkpoint.leaves(states)
     number = next(iter(here.values())).shape[0]
     there = next(iter(restored.leaves.values())).shape[0]
@@ -331,6 +335,6 @@ def carried_parts(state: PyTree) -> dict[str, str]:
 def retries(run: Path) -> int:
     """How often this run has been taken up again after NaN: every random number of a retry is another."""
     try:
-        return int(json.loads((run / folder.FAILURE).read_text())["retry"])
+        return int(json.loads((run / files.FAILURE).read_text())["retry"])
     except (OSError, ValueError, KeyError):
         return 0

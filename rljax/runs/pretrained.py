@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.algorithms import language
+from rljax.learning import trainable
 from rljax.models import adapters, huggingface, language_models
 from rljax.models.huggingface import Generation
-from rljax.runs import checkpoint, folder, stored
+from rljax.runs.folder import checkpoint, files, restore
 from rljax.text import Pretrained, load_tokenizer, rewards
 from rljax.text.data import Pairs
 from rljax.text.data.examples import conversation, fields, turn_end
@@ -44,17 +44,17 @@ def language_model(
     told = _told(run)
     if told["algorithm"] == REWARD_MODEL:
         raise ValueError(f"{run} is a reward model: rljax.load_reward(run) scores with it")
-    if not (folder.at(run) / folder.TOKENIZER).is_dir():
+    if not (files.at(run) / files.TOKENIZER).is_dir():
         raise ValueError(f"{run} has no tokenizer: train on a text.Corpus, or on a Task with a tokenizer")
     config = _config(run, told, member)
-    model, generation = _model(folder.at(run), told, config, dtype)
-    restored = stored.saved(run, checkpoint_iteration)
+    model, generation = _model(files.at(run), told, config, dtype)
+    restored = restore.saved(run, checkpoint_iteration)
     inside = (
         "params.policy." if any(name.startswith("params.policy.") for name in restored.leaves) else "params."
     )
     trained = _member(restored, inside, member)
     model, params = _adapted(run, told, model, config, trained, restored.path)
-    tokenizer = load_tokenizer(folder.at(run) / folder.TOKENIZER)
+    tokenizer = load_tokenizer(files.at(run) / files.TOKENIZER)
     ends = *generation.stop_ids, tokenizer.eos_id, turn_end(tokenizer)
     generation = generation._replace(stop_ids=tuple(dict.fromkeys(end for end in ends if end is not None)))
     params = jax.tree.map(lambda x: jnp.asarray(x, param_dtype or dtype), params)
@@ -66,7 +66,7 @@ def parameters(run: Path | str, member: int, network: LanguageModel) -> PyTree:
 
     Raises: ValueError where they are of another model; FileNotFoundError.
     """
-    restored = stored.saved(run)
+    restored = restore.saved(run)
     template = jax.eval_shape(network.init, jax.random.key(0))
     found = checkpoint.rebuild(template, _member(restored, "params.", member), restored.path)
     return jax.tree.map(jnp.asarray, found)
@@ -97,13 +97,13 @@ def load_reward(
     told = _told(run)
     if told["algorithm"] != REWARD_MODEL:
         raise ValueError(f"{run} is {told['algorithm']}, no reward model: train reward_model")
-    restored = stored.saved(run, checkpoint_iteration)
+    restored = restore.saved(run, checkpoint_iteration)
     if told["config"]["normalization"] == "none" and not unnormalised:
         raise ValueError(
             f'{run} is an unnormalised reward model: train it with normalization = "samples", or allow it '
             "with unnormalised=True"
         )
-    alone, _ = _model(folder.at(run), told, _config(run, told, member or 0), dtype)
+    alone, _ = _model(files.at(run), told, _config(run, told, member or 0), dtype)
     model, found = alone, []
     for number in range(len(told["seeds"])) if member is None else [member]:
         config, trained = _config(run, told, number), _member(restored, "params.model.", number)
@@ -112,7 +112,7 @@ def load_reward(
         narrow = jax.tree.map(lambda x: jnp.asarray(x, dtype), params["model"])
         found.append(_scored(model, params | {"model": narrow}, _member(restored, "samples.", number)))
     params = found[0] if len(found) == 1 else jax.tree.map(lambda *each: jnp.stack(each), *found)
-    tokenizer = load_tokenizer(at) if (at := folder.at(run) / folder.TOKENIZER).is_dir() else None
+    tokenizer = load_tokenizer(at) if (at := files.at(run) / files.TOKENIZER).is_dir() else None
     return rewards.of_model(
         *(name, model, params, weight),
         ensemble=ensemble,
@@ -130,9 +130,9 @@ def _scored(model: LanguageModel, params: PyTree, samples: dict[str, np.ndarray]
 
 def _told(run: Path | str) -> dict[str, Any]:
     """What the folder says of a run that has a model of text."""
-    told = folder.read(run)
+    told = files.read(run)
     if "task" not in told:
-        raise ValueError(f"{run} is {told['algorithm']} on {folder.world(told)}: it has no language model")
+        raise ValueError(f"{run} is {told['algorithm']} on {files.world(told)}: it has no language model")
     if "network" in told["own"]:
         raise ValueError(
             f"{run} has a network of your own: rljax.load(run, network=...) gives its parameters"
@@ -145,7 +145,7 @@ def _config(run: Path | str, told: dict[str, Any], member: int) -> Any:
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
-    _, config, swept = stored.configured(run, told)
+    _, config, swept = restore.configured(run, told)
     return config.replace(**{name: column[member] for name, column in swept.items()})
 
 
@@ -160,8 +160,8 @@ def _member(restored: checkpoint.Restored, prefix: str, member: int) -> dict[str
 
 def _model(run: Path, told: dict[str, Any], config: Any, dtype: Any) -> tuple[LanguageModel, Generation]:
     """The model that was trained, with parameters in float32 as in training."""
-    if (run / folder.MODEL).is_dir():
-        return huggingface.load_config(run / folder.MODEL, dtype=dtype, param_dtype=jnp.float32)
+    if (run / files.MODEL).is_dir():
+        return huggingface.load_config(run / files.MODEL, dtype=dtype, param_dtype=jnp.float32)
     if "model" in told["own"]:
         raise ValueError(f"{run} has a model of your own that no checkpoint describes: use it from Python")
     config = config.replace(dtype=jnp.dtype(dtype).name)
@@ -178,7 +178,7 @@ def _adapted(
     base: PyTree = None,
 ) -> tuple[LanguageModel, PyTree]:
     """The model of one member and all its parameters, of which `trained` are in the checkpoint `where`."""
-    adaptation = language.ADAPTATIONS[config.train](config, model) if "train" in told["config"] else None
+    adaptation = trainable.ADAPTATIONS[config.train](config, model) if "train" in told["config"] else None
     if adaptation is None:
         template = jax.eval_shape(model.init, jax.random.key(0))
         return model, checkpoint.rebuild(template, trained, where)
@@ -230,7 +230,7 @@ def _base(run: Path | str, told: dict[str, Any], given: PyTree) -> PyTree:
             "is base=, give them"
         )
     elif start and start["kind"] == "run":
-        base = language_model(folder.at(run) / source, start["member"]).params
+        base = language_model(files.at(run) / source, start["member"]).params
     else:
         base = huggingface.load(source, param_dtype=jnp.float32).params
     if checkpoint.sha256_of(base) != told["frozen"]["params"]:

@@ -76,15 +76,16 @@ def render(
     Raises: ValueError or FileNotFoundError for misuse, RunError where the extra `render` is not installed or
         Gymnax fails to draw; each one line.
     """
-    from rljax.runs import folder, load
+    from rljax.runs import load
+    from rljax.runs.folder import files
 
     if max_steps is not None:
         max_steps = checks.whole("max_steps", max_steps, low=1)
     (seed,) = load.numbers(seed, 1)
-    path = folder.at(run) / "episode.gif" if out is None else Path(out).expanduser()
+    path = files.at(run) / "episode.gif" if out is None else Path(out).expanduser()
     path = path / "episode.gif" if path.is_dir() else path
     _check_suffix(path)
-    if (folder.at(run) / folder.CONFIG).is_file() and "task" in folder.read(run):
+    if (files.at(run) / files.CONFIG).is_file() and "task" in files.read(run):
         raise ValueError(f"{run} learnt text and has no episode to draw: `rljax generate` writes with it")
     loaded = load.load(run, member=member, env=env, network=network, frozen=frozen)
     assert not isinstance(loaded.env, Task), "a run of an environment has one"

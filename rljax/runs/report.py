@@ -18,8 +18,9 @@ import numpy as np
 
 from rljax import algorithms
 from rljax.checks import counted
-from rljax.runs import drawing, folder
-from rljax.runs.statistics import headline
+from rljax.runs.folder import files
+from rljax.runs.reports import plots
+from rljax.runs.reports.statistics import headline
 
 SWEEP = "sweep.json"
 _QUANTITIES = {  # of a curve, in the order of preference, with the label of its axis
@@ -60,15 +61,15 @@ def read_run(run: Path | str) -> RunData:
     again replace the older ones. FileNotFoundError for a missing config.json or metrics.jsonl, ValueError for
     a file that is not what it should be, each one line.
     """
-    run = folder.at(run)
-    config = folder.read(run)
-    path = run / folder.METRICS
+    run = files.at(run)
+    config = files.read(run)
+    path = run / files.METRICS
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: the run stopped before its first row; start it again")
     rows, notes = _rows(path, len(config["seeds"]))
-    summary = _json(run / folder.SUMMARY) if (run / folder.SUMMARY).is_file() else None
+    summary = _json(run / files.SUMMARY) if (run / files.SUMMARY).is_file() else None
     if summary is None:
-        notes.append(f"{run} has no {folder.SUMMARY}: it is running or was stopped")
+        notes.append(f"{run} has no {files.SUMMARY}: it is running or was stopped")
     return RunData(run, config, rows, summary, tuple(notes))
 
 
@@ -94,7 +95,7 @@ def report(runs: Path | str | Sequence[Path | str], out: Path | str | None = Non
     single = [read_run(each) for each in folders if each not in sweeps]
     paths = []
     if single:
-        paths.append(drawing.curves(_panels(single), _place([run.folder for run in single], out)))
+        paths.append(plots.curves(_panels(single), _place([run.folder for run in single], out)))
     for sweep in sweeps:
         prefix = f"{sweep.resolve().name}-" if out and len(folders) > 1 else ""
         paths += _draw_sweep(sweep, Path(out or sweep), prefix)
@@ -154,7 +155,7 @@ def _sweep_table(sweep: Path) -> list[dict[str, Any]]:
         swept = dict(zip(content["grid"], values, strict=True))
         members = [member for member in content["members"] if _matches(member, swept)]
         if members:
-            path = sweep / members[0]["part"] / folder.SUMMARY
+            path = sweep / members[0]["part"] / files.SUMMARY
             steps = _json(path)["steps"] if path.is_file() else None
             more = {"steps": steps, "steps_per_second": content.get("steps_per_second"), "note": ""}
             name = content.get("headline", "return")
@@ -164,13 +165,13 @@ def _sweep_table(sweep: Path) -> list[dict[str, Any]]:
 
 
 def _entry(run: Path, about: dict[str, Any], swept: dict[str, Any], per_seed: list) -> dict[str, Any]:
-    names = {"run": str(run), "algorithm": about["algorithm"], "env": folder.world(about), "config": swept}
+    names = {"run": str(run), "algorithm": about["algorithm"], "env": files.world(about), "config": swept}
     numbers = headline(per_seed, 0)
     return names | {"seeds": len(per_seed)} | {key: numbers[key] for key in ("mean", "iqm", "ci95")}
 
 
 def _folders(runs: Path | str | Sequence[Path | str]) -> list[Path]:
-    folders = [folder.at(runs)] if isinstance(runs, str | Path) else [folder.at(run) for run in runs]
+    folders = [files.at(runs)] if isinstance(runs, str | Path) else [files.at(run) for run in runs]
     if not folders:
         raise ValueError("no runs to report: name folders that `rljax train` or `rljax sweep` wrote")
     return list(dict.fromkeys(folders))
@@ -229,10 +230,10 @@ def _quantity(runs: Sequence[RunData]) -> str:
     return "episode_return"
 
 
-def _panels(runs: Sequence[RunData]) -> list[drawing.Panel]:
+def _panels(runs: Sequence[RunData]) -> list[plots.Panel]:
     panels = []
-    for world in dict.fromkeys(folder.world(run.config) for run in runs):
-        here = [run for run in runs if folder.world(run.config) == world]
+    for world in dict.fromkeys(files.world(run.config) for run in runs):
+        here = [run for run in runs if files.world(run.config) == world]
         quantity = _quantity(here)
         parts = [(run, *group) for run in here for group in run.groups]
         labels = _labels([(run, swept) for run, swept, _ in parts])
@@ -241,11 +242,11 @@ def _panels(runs: Sequence[RunData]) -> list[drawing.Panel]:
         ]
         label = _QUANTITIES.get(quantity, quantity.replace("_", " "))
         steps = " or ".join(dict.fromkeys(algorithms.unit(run.config["algorithm"]) for run in here))
-        panels.append(drawing.Panel(world, label, lines, steps))
+        panels.append(plots.Panel(world, label, lines, steps))
     return panels
 
 
-def _line(run: RunData, members: list[int], quantity: str, name: str) -> drawing.Line:
+def _line(run: RunData, members: list[int], quantity: str, name: str) -> plots.Line:
     """The curve of those members that have any number, from the row on in which all of them have one."""
     values = run.rows.get(quantity, np.zeros((0, len(run.config["seeds"]))))[:, members]
     there = (
@@ -255,7 +256,7 @@ def _line(run: RunData, members: list[int], quantity: str, name: str) -> drawing
     having = np.isfinite(values).any(axis=0)
     ready = np.isfinite(values[:, having]).all(axis=1) & having.any()
     count = f"{having.sum()} of " * (not having.all()) + counted(len(members), "seed")
-    return drawing.Line(f"{name} ({count})", steps[ready], values[ready][:, having].T)
+    return plots.Line(f"{name} ({count})", steps[ready], values[ready][:, having].T)
 
 
 def _labels(lines: Sequence[tuple[RunData, dict[str, Any]]]) -> list[str]:
@@ -267,7 +268,7 @@ def _labels(lines: Sequence[tuple[RunData, dict[str, Any]]]) -> list[str]:
         kin = [each for each, other in zip(settings, algorithms, strict=True) if other == algorithm]
         differing = [key for key in own if any(each.get(key) != own[key] for each in kin)]
         fields = differing if len(differing) <= 3 else list(swept)
-        names.append(", ".join([algorithm, *(f"{key} {drawing.text(own[key])}" for key in fields)]))
+        names.append(", ".join([algorithm, *(f"{key} {plots.text(own[key])}" for key in fields)]))
     return [
         name if names.count(name) == 1 else f"{name}, {run.folder.resolve().name}"
         for name, (run, _) in zip(names, lines, strict=True)
@@ -304,13 +305,13 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
         found = [member[quantity] for member in content["members"] if _matches(member, swept)]
         return np.array(found, np.float64)
 
-    title = f"{content['algorithm']} on {folder.world(content)}"
+    title = f"{content['algorithm']} on {files.world(content)}"
     if isinstance(content.get("seeds"), int):
         title += f", {counted(content['seeds'], 'seed')} each"
     if len(grid) == 1:
         ((field, values),) = grid.items()
         cells = [cell(**{field: value}) for value in values]
-        return [drawing.response(field, values, cells, title, quantity, target / f"{prefix}sweep.png")]
+        return [plots.response(field, values, cells, title, quantity, target / f"{prefix}sweep.png")]
 
     longest = sorted(grid, key=lambda field: -len(grid[field]))[:2]
     row, column = (field for field in grid if field in longest)
@@ -323,16 +324,16 @@ def _draw_sweep(sweep: Path, target: Path, prefix: str) -> list[Path]:
     limits = _limits(cells for _, cells in maps)
     paths = []
     for fixed, cells in maps:
-        words = [f"{field}={drawing.text(value)}" for field, value in fixed.items()]
+        words = [f"{field}={plots.text(value)}" for field, value in fixed.items()]
         name = re.sub(r"[^\w.=-]", "_", "-".join([f"{prefix}sweep", *words])) + ".png"
         heading = "\n".join([title, ", ".join(words)]) if words else title
         axes = (grid[row], grid[column])
         label = f"{quantity}, IQM over seeds"
-        paths.append(drawing.heat_map((row, column), axes, cells, heading, label, target / name, limits))
+        paths.append(plots.heat_map((row, column), axes, cells, heading, label, target / name, limits))
     return paths
 
 
 def _limits(maps: Iterable[list[list[np.ndarray]]]) -> tuple[float, float]:
-    means = [drawing.centre(cell) for cells in maps for row in cells for cell in row]
+    means = [plots.centre(cell) for cells in maps for row in cells for cell in row]
     found = [mean for mean in means if np.isfinite(mean)]
     return (min(found), max(found)) if found else (0.0, 1.0)

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from rljax import checks
-from rljax.runs import engine, folder, load, mesh, problems, record, stopping
+from rljax.runs import load, recorder, starting_model, stopping
+from rljax.runs.folder import files
+from rljax.runs.program import engine, layout
 from rljax.runs.train import begin, train_members
 from rljax.types import Env, LanguageModel, Network, PyTree, Task
 
@@ -38,7 +40,7 @@ class Part(NamedTuple):
 class SweepResult(NamedTuple):
     members: list[dict[str, Any]]  # one row per member: part, member, seed, its fields, return or loss
     folder: Path | None
-    parts: list[record.Result]
+    parts: list[recorder.Result]
     compilations: int
 
     def __repr__(self) -> str:
@@ -47,7 +49,7 @@ class SweepResult(NamedTuple):
             checks.counted(len(self.members), "member")
             + f" in {checks.counted(self.compilations, 'compilation')}"
         )
-        parts = [record.told(part.summary) for part in self.parts[:3]]
+        parts = [recorder.told(part.summary) for part in self.parts[:3]]
         more = f"\n… and {checks.counted(len(self.parts) - 3, 'part')} more" if len(self.parts) > 3 else ""
         return f"SweepResult({shape}\n" + "\n".join(parts) + f"{more}\n  folder {self.folder})"
 
@@ -86,8 +88,8 @@ def sweep(
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
     """
-    chosen = record.options_from({"stop_on_nan": False} | options, algorithm)
-    tokenizer = problems.written(algorithm, env, model, init, init_member)
+    chosen = recorder.options_from({"stop_on_nan": False} | options, algorithm)
+    tokenizer = starting_model.written(algorithm, env, model, init, init_member)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(algorithm, frozen)
     numbers = load.numbers(seed, seeds)
@@ -98,12 +100,12 @@ def sweep(
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"the sweep of {field} is over {checks.show(values)}: must be a list of values")
     grid = {field: list(values) for field, values in grid.items()}
-    run = None if out is None else folder.at(out)
-    if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", folder.CONFIG)):
-        raise folder.Taken(f"{run} already holds a sweep or a run: choose another --out")
-    with folder.claimed(run):
+    run = None if out is None else files.at(out)
+    if run is not None and any((run / name).exists() for name in ("sweep.json", "part-000", files.CONFIG)):
+        raise files.Taken(f"{run} already holds a sweep or a run: choose another --out")
+    with files.claimed(run):
         if isinstance(setup.env, Task) and setup.env.problem is not None:
-            start = problems.start_of(model, init, init_member, reward)
+            start = starting_model.start_of(model, init, init_member, reward)
             check = lambda setup: plan(setup, grid, seeds, seed, network, frozen)
             setup = begin(setup, start, warm_up, seed, run, chosen, check, network)
         elif model or any(each is not None for each in (init, warm_up, reward)):
@@ -111,7 +113,7 @@ def sweep(
                 "init, model, warm_up and reward of a sweep are of tasks of text: leave them out"
             )
         groups = plan(setup, grid, seeds, seed, network, frozen)
-        limit = mesh.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
+        limit = layout.free_bytes() * 0.8 if memory_gigabytes is None else memory_gigabytes * 2**30
         pieces: list[tuple[Part, dict[Any, Any]]] = []
         compilations = 0
         for group in groups:
@@ -123,8 +125,12 @@ def sweep(
         for index, (part, cache) in enumerate(pieces):
             name = f"part-{index:03d}"
             here = load.with_fields(setup, part.static)
-            if here.start is not None and here.start.kind == "run" and here.start.source == problems.WARM_UP:
-                here = here._replace(start=here.start._replace(source=f"../{problems.WARM_UP}"))
+            if (
+                here.start is not None
+                and here.start.kind == "run"
+                and here.start.source == starting_model.WARM_UP
+            ):
+                here = here._replace(start=here.start._replace(source=f"../{starting_model.WARM_UP}"))
             try:
                 result = train_members(
                     here,
@@ -146,7 +152,7 @@ def sweep(
                 zip(part.seeds, result.summary[result.summary["headline"]]["per_seed"], strict=True)
             ):
                 own = part.static | {field: column[member] for field, column in part.swept.items()}
-                values = {field: folder.plain(own[field]) for field in grid}
+                values = {field: files.plain(own[field]) for field in grid}
                 rows.append({"part": name, "member": member, "seed": member_seed} | values)
                 rows[-1][result.summary["headline"]] = value
         if run is not None:
@@ -154,16 +160,16 @@ def sweep(
             content = {
                 "algorithm": setup.algorithm,
                 load.kind(setup): setup.env_name,
-                "grid": {field: folder.plain(values) for field, values in grid.items()},
+                "grid": {field: files.plain(values) for field, values in grid.items()},
                 "seeds": seeds,
                 "headline": results[0].summary["headline"],
                 "members": rows,
                 "compilations": compilations,
                 "steps_per_second": float(np.mean(speeds)),
-                "device": folder.device(),
+                "device": files.device(),
             }
-            with folder.writing(run):
-                folder.write(run, "sweep.json", content)
+            with files.writing(run):
+                files.write(run, "sweep.json", content)
         return SweepResult(rows, run, results, compilations)
 
 

@@ -14,23 +14,13 @@ import jax.numpy as jnp
 
 from rljax import algorithms, backend
 from rljax.checks import counted
-from rljax.runs import (
-    checkpoint,
-    compiler,
-    engine,
-    feed,
-    folder,
-    load,
-    loop,
-    memory,
-    presets,
-    problems,
-    progress,
-    stopping,
-)
-from rljax.runs.compiler import Seconds
-from rljax.runs.engine import Program
-from rljax.runs.record import Options, Recorder, Result, options_from
+from rljax.runs import load, presets, starting_model, stopping
+from rljax.runs.folder import checkpoint, files
+from rljax.runs.program import compiler, engine, loop, memory, prefetch
+from rljax.runs.program.compiler import Seconds
+from rljax.runs.program.engine import Program
+from rljax.runs.recorder import Options, Recorder, Result, options_from
+from rljax.runs.reports import progress
 from rljax.types import Env, Feed, LanguageModel, Network, PyTree, Task
 
 if TYPE_CHECKING:
@@ -85,10 +75,10 @@ def train(
         KeyboardInterrupt after Ctrl-C or SIGTERM, with a final checkpoint written where there is a folder.
     """
     chosen = options_from(options, algorithm)
-    run, init = (None if path is None else folder.at(path) for path in (out, init))
+    run, init = (None if path is None else files.at(path) for path in (out, init))
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
-    tokenizer = problems.written(algorithm, env, model, init, init_member)
+    tokenizer = starting_model.written(algorithm, env, model, init, init_member)
     setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(algorithm, frozen)
     numbers = load.numbers(seed, seeds)
@@ -109,9 +99,9 @@ def train(
             stopping.check()
             spent = program.seconds()
 
-    with folder.claimed(run):
+    with files.claimed(run):
         if task:
-            start = problems.start_of(model, init, init_member, reward)
+            start = starting_model.start_of(model, init, init_member, reward)
             setup, init = begin(setup, start, warm_up, seed, run, chosen, check, network), None
             init_member = None
         shared: dict[str, Any] = {"resume": resume, "network": network, "frozen": frozen, "options": chosen}
@@ -121,7 +111,7 @@ def train(
 
 def begin(
     setup: load.Setup,
-    start: problems.Start | None,
+    start: starting_model.Start | None,
     warm_up: float | None,
     seed: int,
     out: Path | str | None,
@@ -137,26 +127,28 @@ def begin(
     from rljax.text.problem import read_back
 
     assert isinstance(setup.env, Task)
-    problems.rewarded(setup.algorithm, start.reward if start else "", options.samples_every)
+    starting_model.rewarded(setup.algorithm, start.reward if start else "", options.samples_every)
     given, run = read_back(setup.env), None if out is None else Path(out)
     problem = given
     if start is not None:
-        setup = setup._replace(config=problems.sized(setup.config, start))
-        problem = problems.started(problem, start, setup.config, None, network)
-    rewards.tried(problems.world(problem, setup.algorithm, setup.config)[0])
-    if problems.wants_warm_up(setup.algorithm, problem):
-        blank = problems.blank(problem, setup.config, network)
-        task, config = problems.world(blank, setup.algorithm, setup.config)
+        setup = setup._replace(config=starting_model.sized(setup.config, start))
+        problem = starting_model.started(problem, start, setup.config, None, network)
+    rewards.tried(starting_model.world(problem, setup.algorithm, setup.config)[0])
+    if starting_model.wants_warm_up(setup.algorithm, problem):
+        blank = starting_model.blank(problem, setup.config, network)
+        task, config = starting_model.world(blank, setup.algorithm, setup.config)
         check(setup._replace(env=task, config=config))
         if not options.progress:  # it may take minutes
             print(f"{setup.algorithm} on {setup.env_name}: sft trains its model first", file=sys.stderr)
         params = _warm_up(setup, given, warm_up, seed, run, options, network)
-        if isinstance(params, problems.Start):
+        if isinstance(params, starting_model.Start):
             start = params._replace(reward="" if start is None else start.reward)
-            problem = problems.started(given, start, setup.config, run, network)._replace(model=blank.model)
+            problem = starting_model.started(given, start, setup.config, run, network)._replace(
+                model=blank.model
+            )
         else:
             problem = blank._replace(params=params)
-    task, config = problems.world(problem, setup.algorithm, setup.config)
+    task, config = starting_model.world(problem, setup.algorithm, setup.config)
     return setup._replace(env=task, config=config, start=start)
 
 
@@ -168,7 +160,7 @@ def _warm_up(
     run: Path | None,
     options: Options,
     network: LanguageModel | None,
-) -> problems.Start | PyTree:
+) -> starting_model.Start | PyTree:
     """`sft` on a problem's demonstrations: the run in RUN/sft to start from, finished already or not;
     without a folder the parameters.
 
@@ -176,25 +168,25 @@ def _warm_up(
     """
     from rljax.text.problem import demonstrations
 
-    there = None if run is None else run / problems.WARM_UP
-    fields = {name: getattr(setup.config, name) for name in (*problems.SIZES, "dtype")}
+    there = None if run is None else run / starting_model.WARM_UP
+    fields = {name: getattr(setup.config, name) for name in (*starting_model.SIZES, "dtype")}
     config = (presets.preset("sft", problem.name) or presets.WARM_UP) | fields
     shown = demonstrations(problem.learn)
     config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
-    if there is not None and (there / folder.SUMMARY).is_file():
+    if there is not None and (there / files.SUMMARY).is_file():
         wanted = load.setup("sft", problem, config, tokens, {})
-        described = folder.describe(wanted, {}, [seed], 0, network is not None)
+        described = files.describe(wanted, {}, [seed], 0, network is not None)
         if isinstance(wanted.env, Task) and (
-            wrong := folder.difference(folder.read(there), described | {"frozen": folder.sums(wanted.env)})
+            wrong := files.difference(files.read(there), described | {"frozen": files.sums(wanted.env)})
         ):
             raise ValueError(f"{there} is another model than this run would begin with: {wrong}; remove it")
-        return problems.Start("run", problems.WARM_UP)
-    resume = there is not None and (there / folder.CONFIG).is_file()
+        return starting_model.Start("run", starting_model.WARM_UP)
+    resume = there is not None and (there / files.CONFIG).is_file()
     options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
     more = options._asdict() | {"network": network, "resume": resume}
     done = train("sft", problem, config, steps=tokens, seed=seed, out=there, **more)
     if there is not None:
-        return problems.Start("run", problems.WARM_UP)
+        return starting_model.Start("run", starting_model.WARM_UP)
     return jax.tree.map(lambda x: jnp.asarray(x[0]), done.states.params)
 
 
@@ -225,13 +217,13 @@ def train_members(
     if options.target_return is not None and judged != "return":
         raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} is judged by {judged}")
     run = None if out is None else Path(out)
-    description = folder.describe(setup, swept, seeds, total, network is not None, frozen)
+    description = files.describe(setup, swept, seeds, total, network is not None, frozen)
     if run is not None and isinstance(env, Task):
-        description["frozen"] = folder.sums(env)
+        description["frozen"] = files.sums(env)
     title = f"{setup.algorithm} on {setup.env_name}"
     steps = config.initial_steps + total * per_iteration
     unit = algorithms.unit(setup.algorithm)
-    with folder.writing(run), progress.Progress(steps, title, options.progress, unit=unit) as bar:
+    with files.writing(run), progress.Progress(steps, title, options.progress, unit=unit) as bar:
         restored = _previous(run, description, resume, bar)
         if setup.preset:
             bar.say(f"using the preset for {title}")
@@ -251,7 +243,7 @@ def train_members(
         stopping.check()
         if run is not None:
             run.mkdir(parents=True, exist_ok=True)
-        feeder = feed.of(env, program, restored, total)
+        feeder = prefetch.of(env, program, restored, total)
         recorder = Recorder(setup, program, run, description, options, bar, restored, feeder)
         try:
             start = compiler.startup(program.seconds().plus(spent or Seconds()), time.perf_counter() - begun)
@@ -259,8 +251,8 @@ def train_members(
             bar.say(f"{program.mapping}; {length}; {compiler.told(start)}")
             if run is not None:  # not earlier: a folder with a config.json is a run, taken
                 if isinstance(env, Task):
-                    folder.keep(run, env)
-                folder.write(run, folder.CONFIG, description)
+                    files.keep(run, env)
+                files.write(run, files.CONFIG, description)
             with stopping.stoppable() as stop:
                 every = [
                     options.log_every or max(1, total // 100),
@@ -295,9 +287,9 @@ def _free(run: Path | None, resume: bool) -> bool:
     """Whether there is a run to be resumed. Raises: ValueError where the folder is taken."""
     if run is None:
         return False
-    exists = (run / folder.CONFIG).is_file()
+    exists = (run / files.CONFIG).is_file()
     if exists and not resume:
-        raise folder.Taken(f"{run} already holds a run: choose another --out, or continue it with --resume")
+        raise files.Taken(f"{run} already holds a run: choose another --out, or continue it with --resume")
     if run.exists() and not run.is_dir():
         raise ValueError(f"--out {run} is a file: choose a folder")
     return exists
@@ -313,15 +305,15 @@ def _previous(
         return None
     restored = None
     if _free(run, resume):
-        told = folder.read(run)
-        if wrong := folder.difference(told, description):
+        told = files.read(run)
+        if wrong := files.difference(told, description):
             raise ValueError(
                 f"--resume cannot continue {run}: {wrong}; "
                 f"give the same, or start anew from it with --init {run}"
             )
-        if other := folder.moved(told, description):
+        if other := files.moved(told, description):
             bar.say(f"other rounding than until now: {other}")
-        newest = checkpoint.latest(run / folder.CHECKPOINTS, bar.say)
+        newest = checkpoint.latest(run / files.CHECKPOINTS, bar.say)
         restored = checkpoint.restore(newest) if newest else None
     if resume:
         bar.say(

@@ -1,8 +1,8 @@
 """The world of text: tokenizers, data, pretrained models with theirs, generation, and tokens as an Env."""
 
 from rljax.text import data, rewards, tasks
-from rljax.text.buckets import decode_many
-from rljax.text.byte_pairs import byte_pair_tokenizer
+from rljax.text.batched_generation import decode_many
+from rljax.text.byte_pair_tokenizer import byte_pair_tokenizer
 from rljax.text.corpus import Corpus
 from rljax.text.decoding import Sampling
 from rljax.text.generate import Completion, generate, stream
@@ -11,7 +11,7 @@ from rljax.text.problem import Problem, problem
 from rljax.text.score import score
 from rljax.text.token_env import token_env
 from rljax.text.tokenizer import Chat, Tokenizer, character_tokenizer, check_vocabulary
-from rljax.text.words import word_tokenizer
+from rljax.text.word_tokenizer import word_tokenizer
 
 __all__ = [
     "Chat",

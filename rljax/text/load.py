@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from rljax.models import huggingface as checkpoints
 from rljax.text import huggingface
-from rljax.text.pieces import load_pieces
+from rljax.text.llama2c_tokenizer import load_pieces
 from rljax.text.tokenizer import CHARACTERS_FILE, Tokenizer, check_vocabulary, load_characters
-from rljax.text.words import WORDS_FILE, load_words
+from rljax.text.word_tokenizer import WORDS_FILE, load_words
 from rljax.types import LanguageModel, PyTree
 
 

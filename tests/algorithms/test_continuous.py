@@ -15,9 +15,9 @@ import pytest
 
 from rljax import envs
 from rljax.algorithms import ddpg, discrete_sac, sac, td3
+from rljax.learning.replay import Batch
 from rljax.math.distributions import reparameterise, tanh_gaussian
 from rljax.models import ActorCritic
-from rljax.replay import Batch
 from rljax.types import Network
 
 B = 4

@@ -12,7 +12,8 @@ from jax.extend.core import jaxpr_as_fun
 
 import rljax
 from rljax import algorithms, envs
-from rljax.runs import checkpoint, cycle, engine, mesh
+from rljax.runs.folder import checkpoint
+from rljax.runs.program import engine, host_rewards, layout
 from rljax.types import Env, Preferences, Task
 from tests.algorithms import tasks
 
@@ -24,7 +25,7 @@ class Row(NamedTuple):
     world: str | Callable[[], Task]  # an environment's name, or what makes a Task
     fields: dict[str, Any]
     swept: dict[str, list[float]]
-    mapping: mesh.Mapping = "vmap"  # of members on a device
+    mapping: layout.Mapping = "vmap"  # of members on a device
 
 
 ITERATIONS = 3
@@ -352,7 +353,7 @@ def compiled(row: Row) -> Compiled:
         return algorithm._replace(step=step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh, "mapping_for", lambda device: row.mapping)
+        patch.setattr(layout, "mapping_for", lambda device: row.mapping)
         built = engine.build(make, world, config, sweep(row), SEEDS)
     states, hosted, bad = built.init(), [], []
     for n in (1, 0, 2):
@@ -419,7 +420,7 @@ def test_the_four_names_and_the_shape_of_a_config(row: Row, single: Single) -> N
         for axes, state in enumerate((start, states))
     )
     assert before == after
-    means = cycle.means(metrics)
+    means = host_rewards.means(metrics)
     assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in means)
 
 
@@ -444,7 +445,7 @@ def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
             else:
                 scale = np.abs(leaf).max() if leaf.size else 0
                 np.testing.assert_allclose(several, leaf, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name)
-        for one, several in zip(cycle.means(first[1]), cycle.means(metrics), strict=True):
+        for one, several in zip(host_rewards.means(first[1]), host_rewards.means(metrics), strict=True):
             np.testing.assert_array_equal(several.count[member], one.count)
 
 
@@ -486,7 +487,7 @@ def test_the_program_holds_no_big_constants(single: Single) -> None:
 
 def test_run_inside_a_jit_is_the_same_run(compiled: Compiled, single: Single) -> None:
     for member, alone in enumerate(single.members):
-        assert {mean.total.shape for mean in cycle.means(alone.metrics)} == {(ITERATIONS,)}
+        assert {mean.total.shape for mean in host_rewards.means(alone.metrics)} == {(ITERATIONS,)}
         for name, leaf in checkpoint.leaves(alone.states.params).items():
             there = checkpoint.leaves(compiled.whole.params)[name][member]
             np.testing.assert_allclose(leaf[-1], there, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -10,7 +10,7 @@ import pytest
 from rljax import algorithms, envs, models
 from rljax.envs import tabular as mdps
 from rljax.math import tabular
-from rljax.runs import engine
+from rljax.runs.program import engine
 
 pytestmark = pytest.mark.optimized
 COMMON = {"discount": 0.9, "hidden_sizes": (64,), "learning_rate": 3e-3, "epsilon_end": 1.0}

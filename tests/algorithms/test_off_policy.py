@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import rljax
-from rljax.algorithms import ddpg, dqn, off_policy, sac, value_based
+from rljax.algorithms import ddpg, dqn, sac
+from rljax.learning import deep_q_learning, off_policy
 from rljax.math import schedules
 
 LATE: dict[str, Any] = {"total_steps": 30_000, "learning_starts": 20_000, "num_envs": 4, "num_steps": 25}
@@ -29,12 +30,12 @@ def test_the_rate_of_an_update_is_on_the_clock_of_epsilon() -> None:
     config = dqn.Config(**LATE, learning_rate=0.6, target_every=1, epsilon_end=0.0, exploration_fraction=1.0)
     learner = jnp.float32(3), jnp.float32(3), optax.EmptyState()
     loss = lambda x: (2 * x, (x[None], x[None]))
-    update = lambda iteration: value_based.update(
+    update = lambda iteration: deep_q_learning.update(
         loss, optax.identity(), learner, jnp.int32(0), jnp.int32(iteration), config
     )[0][0]
     np.testing.assert_allclose([update(0), update(50)], [3 - 0.6 / 3 * 2, 3 - 0.6 / 6 * 2], rtol=1e-6)
     q = lambda params, obs: jnp.broadcast_to(jnp.arange(2.0)[None], (obs.shape[0], 2))
-    act = value_based.acting(q, lambda action: action, config)
+    act = deep_q_learning.acting(q, lambda action: action, config)
     begun = off_policy.progress(config, jnp.int32(0))
     action, *_ = act(jax.random.key(0), (None,), jnp.zeros((20_000, 1)), (), begun)
     assert float((action == 0).mean()) == pytest.approx(1 / 3 / 2, abs=0.02)  # ε is 1/3 too, of two actions

@@ -10,7 +10,7 @@ import pytest
 
 import rljax
 from rljax import algorithms, dpo, grpo, reward_model, text
-from rljax.algorithms import judgements
+from rljax.learning import preference_batches
 from rljax.models.language_models import language_model
 from rljax.text import data, rewards
 from rljax.types import Preferences, Prompts, Task
@@ -384,7 +384,7 @@ def test_dpo_and_kto_begin_with_ties(train: str) -> None:
 
 
 def test_a_tie_is_shared() -> None:
-    right = jax.jit(judgements.right)
+    right = jax.jit(preference_batches.right)
     scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 2.0], [np.nan, 0.0]], np.float32)
     np.testing.assert_array_equal(right(scores), [1.0, 0.0, 0.5, 0.0])
     three = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], np.float32)
@@ -426,7 +426,7 @@ def test_a_score_is_of_the_state_after_the_last_token(architecture: str) -> None
     task, model = preferences_task(), model_of(architecture)
     config = config_of("reward_model", architecture=architecture, normalization="none")
     params = jax.jit(reward_model.make(task, config).init)(jax.random.key(0)).params
-    pairs = jax.tree.map(np.asarray, jax.jit(judgements.flat)(task.learn))
+    pairs = jax.tree.map(np.asarray, jax.jit(preference_batches.flat)(task.learn))
     prompt, completion = np.where(pairs.valid, pairs.prompt, -1), np.where(pairs.mask, pairs.completion, -1)
 
     @jax.jit

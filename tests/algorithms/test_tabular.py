@@ -11,10 +11,10 @@ import pytest
 
 import rljax
 from rljax import algorithms, envs
-from rljax.algorithms import tables
-from rljax.envs import tabular, vector
+from rljax.envs import tabular
+from rljax.learning import env_rollouts, tables
 from rljax.math.tabular import epsilon_greedy_policy
-from rljax.runs import engine
+from rljax.runs.program import engine
 from rljax.types import Env
 
 CONTROL = ("q_learning", "sarsa", "expected_sarsa", "monte_carlo")
@@ -45,7 +45,7 @@ def record(
 ) -> Record:
     """Run an algorithm and listen to its environments: what it learned from is not told by itself."""
     heard: list[Step] = []
-    original = vector.step
+    original = env_rollouts.step
 
     def listened(env: Env, key: Any, worlds: Any, pool: Any, action: Any) -> Any:
         following, pool, outcome = original(env, key, worlds, pool, action)
@@ -54,7 +54,7 @@ def record(
         jax.debug.callback(tell, *told, ordered=True)
         return following, pool, outcome
 
-    monkeypatch.setattr(vector, "step", listened)
+    monkeypatch.setattr(env_rollouts, "step", listened)
     module = algorithms.get(name)
     config = module.Config(**{"discount": GAMMA, "num_envs": 3, "num_steps": 40} | fields)
     algorithm = module.make(env, config)

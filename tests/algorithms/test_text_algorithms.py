@@ -11,9 +11,9 @@ import pytest
 
 import rljax
 from rljax import pretrain, sft
-from rljax.algorithms import language
+from rljax.learning import trainable
 from rljax.models.language_models import language_model
-from rljax.runs import checkpoint
+from rljax.runs.folder import checkpoint
 from rljax.text import data
 from tests.algorithms.tasks import (
     LENGTH,
@@ -84,17 +84,17 @@ def test_half_precision_parameters_move_as_their_float32_copies() -> None:
     """A step of 1e-3 from 1 is lost in bfloat16, whose next number below is 1 − 2⁻⁸."""
     config = tuning(learning_rate=1e-3, warmup_fraction=1e-6, weight_decay=0.0, schedule="constant")
     params = {"half": jnp.ones(3, jnp.bfloat16), "whole": jnp.ones(3)}
-    opt_state = language.optimizer(config).init(params)
+    opt_state = trainable.optimizer(config).init(params)
     for iteration in range(10):
         gradients = jax.tree.map(jnp.ones_like, params)
-        params, opt_state, _ = language.move(config, params, opt_state, gradients, jnp.int32(iteration))
+        params, opt_state, _ = trainable.move(config, params, opt_state, gradients, jnp.int32(iteration))
     np.testing.assert_allclose(params["whole"], 0.99, rtol=1e-4)
     np.testing.assert_allclose(opt_state.master["half"], params["whole"], rtol=1e-6)
     assert params["half"].dtype == jnp.bfloat16
     np.testing.assert_array_equal(params["half"], params["whole"].astype(jnp.bfloat16))
     kinds = {leaf.dtype for leaf in jax.tree.leaves(opt_state) if jnp.issubdtype(leaf.dtype, jnp.floating)}
     assert kinds == {jnp.dtype(jnp.float32)}
-    plain = language.optimizer(config).init({"whole": jnp.ones(3)})
+    plain = trainable.optimizer(config).init({"whole": jnp.ones(3)})
     assert not hasattr(plain, "master")  # nothing more is kept where all is float32
 
 
@@ -130,7 +130,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(name: str, task: Any, config: Any, tm
 
 
 def stop_after(iterations: int, train: Any) -> None:
-    from rljax.runs import loop
+    from rljax.runs.program import loop
 
     inner = loop.advance
 
@@ -305,7 +305,7 @@ def test_dropout_changes_training_and_not_the_measure() -> None:
 def test_microbatches_of_a_cpu_fit_its_caches() -> None:
     def sizes(**fields: int) -> int:
         config = pretrain.Config(**fields)
-        return language.parts(config, config.batch_size, config.length)
+        return trainable.parts(config, config.batch_size, config.length)
 
     assert sizes(batch_size=32, length=256) == 8
     assert sizes(batch_size=6, length=1024) == 6

@@ -11,7 +11,7 @@ import pytest
 from rljax import text
 from rljax.algorithms import grpo, rlhf_ppo, rloo, text_reinforce
 from rljax.models.language_models import language_model
-from rljax.runs import checkpoint
+from rljax.runs.folder import checkpoint
 from rljax.text import rewards
 from rljax.text.problem import task as task_of
 from rljax.types import Scores, Task

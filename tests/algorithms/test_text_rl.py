@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rljax import text
-from rljax.algorithms import completions, grpo, language, policy_loss, rlhf_ppo, rloo, text_reinforce
+from rljax.algorithms import grpo, rlhf_ppo, rloo, text_reinforce
+from rljax.learning import completions, policy_gradient, trainable
 from rljax.models.language_models import language_model
 from rljax.text.problem import task as task_of
 from rljax.types import LanguageModel, Scores, Task
@@ -272,9 +273,9 @@ def test_what_is_only_told_ends_no_run() -> None:
     """Log-ratios beyond 88 nats, which are infinite ratios in float32, in metrics that no loss contains."""
     of = lambda value: jnp.full((2, 3), value)
     mask = jnp.ones((2, 3), bool)
-    batch = policy_loss.Batch(mask, mask, mask, mask, None, None)
-    shown = lambda log_prob, old, start: policy_loss.shown(
-        policy_loss.Told(of(log_prob), of(old), of(1.0)), batch, of(0.0).sum(), jnp.isnan, of(start)
+    batch = policy_gradient.Batch(mask, mask, mask, mask, None, None)
+    shown = lambda log_prob, old, start: policy_gradient.shown(
+        policy_gradient.Told(of(log_prob), of(old), of(1.0)), batch, of(0.0).sum(), jnp.isnan, of(start)
     )
     far = shown(-200.0, -1.0, -0.5)
     np.testing.assert_allclose(far["kl"].value, np.expm1(40) - 40, rtol=1e-5)
@@ -330,7 +331,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(architecture: Any, field
         rollout = completions.write(model, params, key, prompts, task, settings, 4)
         hidden = model.completion(params, rollout.prompt, rollout.valid, rollout.completion)
         logits = model.logits(params, hidden) / config.temperature
-        return rollout, policy_loss.log_probs(model, params, rollout, config), logits
+        return rollout, policy_gradient.log_probs(model, params, rollout, config), logits
 
     found = both(config, params, jax.random.key(2))
     rollout, trained, logits = jax.tree.map(np.asarray, found)
@@ -357,7 +358,7 @@ def test_sampler_and_trainer_agree_on_log_probabilities(architecture: Any, field
 def test_completions_of_a_prompt_are_together_where_they_fit(fields: Any, expected: Any) -> None:
     config = grpo.Config(num_prompts=4).replace(**fields)
     rows = config.num_prompts * config.group_size
-    assert language.layout(config, rows, 5, 5) == expected
+    assert trainable.layout(config, rows, 5, 5) == expected
 
 
 def test_with_truncation_ratios_stay_one() -> None:

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from rljax import envs, models
 from rljax.algorithms import ppo, trpo
-from rljax.envs import vector
+from rljax.learning import env_rollouts
 from rljax.math import returns
 from rljax.types import Box, Discrete, Env, MultiDiscrete, Network
 
@@ -76,7 +76,7 @@ def setup(env: Env, config: Any, network: Network | None = None) -> tuple[Any, A
             raw = head.distribution.sample(key, forward(obs)[0])
             return raw, head.to_env(raw)
 
-        worlds, steps, _ = vector.rollout(
+        worlds, steps, _ = env_rollouts.rollout(
             env,
             act,
             lambda obs: forward(obs)[1],
@@ -85,7 +85,7 @@ def setup(env: Env, config: Any, network: Network | None = None) -> tuple[Any, A
             config.num_steps,
         )
         value = forward(steps.obs)[1]
-        boundaries = vector.boundaries(
+        boundaries = env_rollouts.boundaries(
             steps, value, forward(worlds.obs)[1], config.discount, config.trace_decay
         )
         advantage = jax.vmap(returns.gae, 1, 1)(steps.reward, boundaries[0], value, *boundaries[1:])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rljax.algorithms.completions import Rollout
+from rljax.learning.completions import Rollout
 from rljax.math.shuffle import permutation
 from rljax.types import Algorithm, LanguageModel, Scores, Task
 

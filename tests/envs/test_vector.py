@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from rljax import envs
-from rljax.envs import probes, vector
+from rljax.envs import probes
+from rljax.learning import env_rollouts
 from rljax.math import returns
 from rljax.types import Box, Discrete, Env
 
@@ -41,13 +42,13 @@ def roll(
     policy = lambda key, obs: (jax.random.randint(key, (num_envs,), 0, 2),) * 2
     bootstrap = bootstrap or (lambda obs: jnp.zeros(num_envs))
     reset_key, key = jax.random.split(jax.random.key(seed))
-    worlds = vector.reset(env, reset_key, num_envs) if worlds is None else worlds
-    return jax.jit(lambda key, worlds: vector.rollout(env, policy, bootstrap, key, worlds, num_steps))(
+    worlds = env_rollouts.reset(env, reset_key, num_envs) if worlds is None else worlds
+    return jax.jit(lambda key, worlds: env_rollouts.rollout(env, policy, bootstrap, key, worlds, num_steps))(
         key, worlds
     )
 
 
-def starts(steps: vector.Rollout) -> np.ndarray:
+def starts(steps: env_rollouts.Rollout) -> np.ndarray:
     """Observations that follow the end of an episode."""
     done = np.asarray(steps.terminated | steps.truncated)
     return np.asarray(steps.obs)[1:][done[:-1]]
@@ -81,8 +82,8 @@ def test_vmapped_members_have_starts_of_their_own_and_equal_single_ones() -> Non
 
     def one(key: Any) -> Any:
         reset_key, key = jax.random.split(key)
-        return vector.rollout(
-            env, policy, lambda obs: jnp.zeros(4), key, vector.reset(env, reset_key, 4), 50
+        return env_rollouts.rollout(
+            env, policy, lambda obs: jnp.zeros(4), key, env_rollouts.reset(env, reset_key, 4), 50
         )[1]
 
     keys = jax.random.split(jax.random.key(3), 5)
@@ -138,10 +139,10 @@ def test_boundaries_against_a_loop_over_each_environment() -> None:
     reward, value, final = (rng.normal(size=shape).astype(np.float32) for _ in range(3))
     last = rng.normal(size=4).astype(np.float32)
     zeros = jnp.zeros(shape)
-    steps = vector.Rollout(
+    steps = env_rollouts.Rollout(
         zeros, zeros, jnp.asarray(reward), jnp.asarray(terminated), jnp.asarray(truncated), jnp.asarray(final)
     )
-    discount, following, trace = vector.boundaries(
+    discount, following, trace = env_rollouts.boundaries(
         steps, jnp.asarray(value), jnp.asarray(last), jnp.float32(0.9), jnp.float32(0.8)
     )
     found = jax.vmap(returns.gae, 1, 1)(steps.reward, discount, jnp.asarray(value), following, trace)
@@ -179,5 +180,5 @@ def test_when_runs_at_most_once_and_only_where_asked_under_vmap() -> None:
     double = lambda x: 2 * x
     flags, values = jnp.array([True, False, True]), jnp.array([1.0, 2.0, 3.0])
     np.testing.assert_array_equal(
-        jax.vmap(lambda p, x: vector.when(p, double, x))(flags, values), [2.0, 2.0, 6.0]
+        jax.vmap(lambda p, x: env_rollouts.when(p, double, x))(flags, values), [2.0, 2.0, 6.0]
     )

@@ -7,7 +7,7 @@ import pytest
 
 from rljax.algorithms import ppo
 from rljax.runs import load
-from rljax.runs.record import Result, options_from
+from rljax.runs.recorder import Result, options_from
 from rljax.runs.train import train_members
 from rljax.types import Env
 from tests.runs.tiny import CONFIG, WALK, Quick

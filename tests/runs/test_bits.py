@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from rljax import algorithms, envs
-from rljax.runs import checkpoint, engine
+from rljax.runs.folder import checkpoint
+from rljax.runs.program import engine
 from tests.algorithms import tasks
 
 pytestmark = pytest.mark.optimized

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from rljax.algorithms import ppo
-from rljax.runs import checkpoint, folder
-from rljax.runs.record import Result
+from rljax.runs.folder import checkpoint, files
+from rljax.runs.recorder import Result
 from tests.runs.tiny import CONFIG, ITERATIONS, Quick, checkpoints, rows, strict
 
 # Trains until it kills itself as a machine would: no handler runs, no buffer is flushed, no file is closed.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rljax.runs import checkpoint, load, log
-from rljax.runs.record import Options
+from rljax.runs import load
+from rljax.runs.folder import checkpoint, writers
+from rljax.runs.recorder import Options
 from rljax.runs.train import train_members
 from tests.runs.tiny import CONFIG, WALK
 
@@ -30,7 +31,7 @@ out, seeds, where = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-write_json, write_row = checkpoint.write_json, log.MetricsFile.write
+write_json, write_row = checkpoint.write_json, writers.MetricsFile.write
 if where == "inside a checkpoint":
     checkpoint.write_json = lambda path, content: (
         die() if content.get("iteration") == 8 else write_json(path, content)
@@ -42,7 +43,7 @@ elif where == "inside a row":
             self._file.flush()
             die()
         write_row(self, row)
-    log.MetricsFile.write = half
+    writers.MetricsFile.write = half
 
 options = Options(checkpoint_every=2, log_every=1, evaluation_episodes=4, progress=False)
 train_members(load.setup("ppo", WALK, CONFIG, None, {}), {}, list(range(seeds)), out, options=options)
@@ -269,17 +270,17 @@ def test_resume_refuses_another_run(quick: Quick, copy: Path, change: dict, told
 
 def test_a_field_that_is_newer_than_a_run_has_its_default_there(copy: Path) -> None:
     """Resume after an upgrade: ppo's `torso` stands for the new field, whose default is "separate"."""
-    here = folder.read(copy)
-    there = folder.read(copy)
+    here = files.read(copy)
+    there = files.read(copy)
     del there["config"]["torso"]
     assert here["config"]["torso"] == "separate"
-    assert folder.difference(there, here) is None
+    assert files.difference(there, here) is None
     here["config"]["torso"] = "shared"
     told = "torso (newer than this run) is 'separate' there and 'shared' here"
-    assert folder.difference(there, here) == told
+    assert files.difference(there, here) == told
     there["config"]["gone"] = 1
     told = f"gone is a field of rljax {there['versions']['rljax']} there and of none here"
-    assert folder.difference(there, here) == told
+    assert files.difference(there, here) == told
 
 
 def test_resume_refuses_another_environment_or_algorithm(copy: Path) -> None:

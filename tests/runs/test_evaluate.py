@@ -10,8 +10,11 @@ import pytest
 
 import rljax
 from rljax import envs
-from rljax.runs import alike, checkpoint, engine, load, statistics, stored
-from rljax.runs.record import Result
+from rljax.runs import alike, load
+from rljax.runs.folder import checkpoint, restore
+from rljax.runs.program import engine
+from rljax.runs.recorder import Result
+from rljax.runs.reports import statistics
 from rljax.types import Array, Box, Discrete, Env, Key, Policy
 from tests.runs.tiny import CONFIG, WALK, Quick
 
@@ -193,12 +196,12 @@ def test_a_damaged_checkpoint_is_passed_over(whole: Result, tmp_path: Path) -> N
     run = tmp_path / "run"
     shutil.copytree(whole.folder, run)
     (run / "checkpoints" / "000000012" / checkpoint.MANIFEST).unlink()
-    assert stored.saved(run).iteration == 10
+    assert restore.saved(run).iteration == 10
     with pytest.raises(ValueError, match="000000012 has no manifest"):
-        stored.saved(run, 12)
+        restore.saved(run, 12)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(FileNotFoundError, match="has no complete checkpoint"):
-        stored.saved(run)
+        restore.saved(run)
 
 
 def always_the_same() -> Env:

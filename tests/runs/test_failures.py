@@ -23,8 +23,10 @@ from rljax.algorithms import ppo
 from rljax.checks import RunError
 from rljax.cli.options import in_folder
 from rljax.envs import probes
-from rljax.runs import checkpoint, engine, folder, loop, train
-from rljax.runs.record import Recorder, Result
+from rljax.runs import train
+from rljax.runs.folder import checkpoint, files
+from rljax.runs.program import engine, loop
+from rljax.runs.recorder import Recorder, Result
 from rljax.runs.stopping import signal_of, stoppable
 from rljax.types import Env
 from tests.runs.tiny import CONFIG, ITERATIONS, PER_ITERATION, WALK, Quick, checkpoints, rows, strict
@@ -265,25 +267,25 @@ def test_a_signal_that_the_process_ignores_stays_ignored(quick: Quick) -> None:
 def test_a_folder_that_is_being_written_names_its_holder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with (
-        folder.claimed(run),
-        pytest.raises(folder.Taken, match=rf"run is being written by process {os.getpid()} "),
+        files.claimed(run),
+        pytest.raises(files.Taken, match=rf"run is being written by process {os.getpid()} "),
     ):
         rljax.train("ppo", WALK, CONFIG, out=run, progress=False)
     assert not run.exists()
-    with folder.claimed(run):
+    with files.claimed(run):
         (run / "note").write_text("kept")
     assert [path.name for path in run.iterdir()] == ["note"]
 
 
 def test_a_folder_whose_writer_was_killed_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, signal, pathlib; from rljax.runs import folder\n"
-        f"with folder.claimed(pathlib.Path({str(tmp_path / 'run')!r})): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, pathlib; from rljax.runs.folder import files\n"
+        f"with files.claimed(pathlib.Path({str(tmp_path / 'run')!r})): os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=100)
     assert done.returncode == -signal.SIGKILL
-    assert (tmp_path / "run" / folder.LOCK).exists()
-    with folder.claimed(tmp_path / "run"):
+    assert (tmp_path / "run" / files.LOCK).exists()
+    with files.claimed(tmp_path / "run"):
         pass
     assert not (tmp_path / "run").exists()
 
@@ -295,13 +297,13 @@ def test_a_default_folder_that_was_taken_meanwhile_becomes_the_next(tmp_path: Pa
         asked.append(out.name)
         if len(asked) == 1:  # another process was faster
             out.mkdir()
-            raise folder.Taken("taken")
+            raise files.Taken("taken")
         return out
 
     assert in_folder(False, start, out=tmp_path / "run").name == "run-2"
     assert asked == ["run", "run-2"]
     asked.clear()
-    with pytest.raises(folder.Taken):
+    with pytest.raises(files.Taken):
         in_folder(True, start, out=tmp_path / "mine")
 
 
@@ -446,5 +448,5 @@ def test_json_is_refused_rather_than_wrong(tmp_path: Path) -> None:
 
 
 def test_an_error_of_ours_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is not a run folder"), folder.writing(tmp_path):
-        folder.read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a run folder"), files.writing(tmp_path):
+        files.read(tmp_path)

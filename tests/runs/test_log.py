@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from rljax.runs import log
+from rljax.runs.folder import writers
 
 DESCRIPTION = {
     "algorithm": "ppo",
@@ -34,7 +34,7 @@ def read(path):
 
 def test_each_row_is_on_the_disk_at_once_and_nan_is_null(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
-    with log.MetricsFile(path) as file:
+    with writers.MetricsFile(path) as file:
         file.write(row(1, (np.float32(0.5), float("nan"))) | {"array": np.array([np.inf, 1.0])})
         assert read(path) == [row(1, (0.5, None)) | {"array": [None, 1.0]}]
         file.write(row(2))
@@ -44,19 +44,19 @@ def test_each_row_is_on_the_disk_at_once_and_nan_is_null(tmp_path):
 def test_a_new_run_starts_an_empty_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("something old\n")
-    log.MetricsFile(path).close()
+    writers.MetricsFile(path).close()
     assert path.read_text() == ""
 
 
 def test_resume_drops_later_rows_and_a_half_written_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    with log.MetricsFile(path) as file:
+    with writers.MetricsFile(path) as file:
         for iteration in (10, 20, 30):
             file.write(row(iteration))
     kept = path.read_text().splitlines(keepends=True)[:2]
     with path.open("a") as file:
         file.write('{"iteration": 40, "epis')
-    with log.MetricsFile(path, resume_at=20) as file:
+    with writers.MetricsFile(path, resume_at=20) as file:
         assert path.read_text() == "".join(kept)  # to the byte
         file.write(row(30, (7.0, 8.0)))
     assert [each["iteration"] for each in read(path)] == [10, 20, 30]
@@ -67,7 +67,7 @@ def test_resume_drops_later_rows_and_a_half_written_line(tmp_path):
 def test_resume_keeps_a_whole_last_line_without_its_newline(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(row(1)))
-    with log.MetricsFile(path, resume_at=1) as file:
+    with writers.MetricsFile(path, resume_at=1) as file:
         file.write(row(2))
     assert read(path) == [row(1), row(2)]
 
@@ -80,9 +80,9 @@ def test_resume_survives_a_crash_while_it_cuts(tmp_path, monkeypatch):
     def crash(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(log.os, "fsync", crash)
+    monkeypatch.setattr(writers.os, "fsync", crash)
     with pytest.raises(KeyboardInterrupt):
-        log.MetricsFile(path, resume_at=1)
+        writers.MetricsFile(path, resume_at=1)
     assert path.read_text() == before
 
 
@@ -90,11 +90,11 @@ def test_resume_refuses_a_broken_line_in_the_middle(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"iteration": 1}\n{"iter\n{"iteration": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl line 2 is not JSON"):
-        log.MetricsFile(path, resume_at=3)
+        writers.MetricsFile(path, resume_at=3)
 
 
 def test_resume_before_the_first_row(tmp_path):
-    with log.MetricsFile(tmp_path / "metrics.jsonl", resume_at=5) as file:
+    with writers.MetricsFile(tmp_path / "metrics.jsonl", resume_at=5) as file:
         file.write(row(6))
     assert read(tmp_path / "metrics.jsonl") == [row(6)]
 
@@ -118,7 +118,7 @@ def events(folder):
 
 
 def test_tensorboard_has_a_run_per_seed(tmp_path):
-    with log.TensorBoard(tmp_path, [3, 4]) as writer:
+    with writers.TensorBoard(tmp_path, [3, 4]) as writer:
         writer.write(row(1, (1.0, float("nan"))) | {"steps_per_second": 9.0})
         writer.write(row(2, (2.0, 5.0)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-3", "seed-4"]
@@ -132,7 +132,7 @@ def test_tensorboard_has_a_run_per_seed(tmp_path):
 
 
 def test_tensorboard_tells_configurations_of_one_seed_apart(tmp_path):
-    log.TensorBoard(tmp_path, [0, 0]).close()
+    writers.TensorBoard(tmp_path, [0, 0]).close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["member-0-seed-0", "member-1-seed-0"]
 
 
@@ -142,7 +142,7 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, packag
         monkeypatch.setitem(sys.modules, module, None)
     chosen = {"tensorboard": False, "wandb": False, package: True}
     with pytest.raises(ValueError, match=rf'pip install "rljax\[{package}\]"') as error:
-        log.writers(tmp_path, DESCRIPTION, **chosen, resume_at=None)
+        writers.writers(tmp_path, DESCRIPTION, **chosen, resume_at=None)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -175,7 +175,7 @@ def wandb(monkeypatch):
 
 
 def test_wandb_has_a_run_per_seed_in_one_group(tmp_path, wandb):
-    with log.WeightsAndBiases(tmp_path / "first", DESCRIPTION) as writer:
+    with writers.WeightsAndBiases(tmp_path / "first", DESCRIPTION) as writer:
         writer.write(row(1, (1.0, float("nan"))))
     assert [run.arguments["group"] for run in wandb] == ["first", "first"]
     assert [run.arguments["name"] for run in wandb] == ["first-seed-3", "first-seed-4"]
@@ -189,7 +189,7 @@ def test_wandb_has_a_run_per_seed_in_one_group(tmp_path, wandb):
 
 def test_a_resumed_wandb_run_keeps_its_ids_and_a_new_one_takes_others(tmp_path, wandb):
     for resume_at in (None, 7, None):
-        log.WeightsAndBiases(tmp_path, DESCRIPTION, resume_at).close()
+        writers.WeightsAndBiases(tmp_path, DESCRIPTION, resume_at).close()
     ids = [run.arguments["id"] for run in wandb]
     assert ids[0:2] == ids[2:4]
     assert len(set(ids)) == 4
@@ -202,7 +202,7 @@ def test_writers_are_those_that_were_asked_for(tmp_path, wandb):
     names = lambda *arguments: [type(each).__name__ for each in opened(*arguments)]
 
     def opened(*arguments):
-        found = log.writers(*arguments)
+        found = writers.writers(*arguments)
         for each in found:
             each.close()
         return found
@@ -215,5 +215,5 @@ def test_writers_are_those_that_were_asked_for(tmp_path, wandb):
     ]
     assert names(None, DESCRIPTION, False, False, None) == []
     with pytest.raises(ValueError, match="run folder"):
-        log.writers(None, DESCRIPTION, True, True, None)
+        writers.writers(None, DESCRIPTION, True, True, None)
     assert all(run.finished for run in wandb)

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from rljax.models import seq2seq, transformer
 from rljax.models.seq2seq import Seq2SeqConfig
 from rljax.models.transformer import Layer, TransformerConfig
-from rljax.runs import mesh
+from rljax.runs.program import layout
 
 ROOT = Path(__file__).parents[2]
 LLAMA = TransformerConfig(
@@ -33,7 +33,7 @@ def grid(sizes: dict[str, int], kind: AxisType = AxisType.Auto) -> AbstractMesh:
 
 
 def specs(sizes: dict[str, int], axes: Any, params: Any, **options: Any) -> Any:
-    found = mesh.shardings(grid(sizes), axes, params, **options)
+    found = layout.shardings(grid(sizes), axes, params, **options)
     return jax.tree.map(lambda sharding: sharding.spec, found)
 
 
@@ -82,24 +82,24 @@ def test_scanned_layers_and_encoder_decoders() -> None:
 def test_a_wrong_mesh_and_wrong_names_are_one_line(llama: Any) -> None:
     axes = transformer.logical_axes(llama)
     with pytest.raises(ValueError, match=r"mesh axis 'tensor' is .*Explicit: make the mesh with axis_types"):
-        mesh.shardings(grid({"tensor": 2}, AxisType.Explicit), axes, llama)
+        layout.shardings(grid({"tensor": 2}, AxisType.Explicit), axes, llama)
     with pytest.raises(ValueError, match=r"the axes \('embed',\) for a parameter of shape \(42, 16\)"):
-        mesh.shardings(grid({"tensor": 2}), {**axes, "embedding": ("embed",)}, llama)
+        layout.shardings(grid({"tensor": 2}), {**axes, "embedding": ("embed",)}, llama)
 
 
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from rljax import sft, text
-from rljax.algorithms import language, likelihood
+from rljax.learning import maximum_likelihood, trainable
 from rljax.models import huggingface
 from rljax.models.transformer import logical_axes
-from rljax.runs import mesh
+from rljax.runs.program import layout
 
 FOLDER = "tests/models/fixtures/llama"
 assert jax.device_count() == 4
 grid = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-place = lambda shapes: mesh.shardings(grid, logical_axes(shapes), shapes)
+place = lambda shapes: layout.shardings(grid, logical_axes(shapes), shapes)
 sizes = lambda tree: [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(tree)]
 model, alone, *_ = huggingface.load(FOLDER, loop="scanned")
 params = huggingface.load(FOLDER, loop="scanned", sharding=place).params
@@ -116,13 +116,13 @@ config = sft.Config(
 )
 draw = np.random.default_rng(0)
 tokens = draw.integers(0, 40, (4, 12)).astype(np.int32)
-rows = likelihood.Rows(tokens, np.ones_like(tokens), draw.random((4, 12)) < 0.7)
+rows = maximum_likelihood.Rows(tokens, np.ones_like(tokens), draw.random((4, 12)) < 0.7)
 rows.mask[:, 0] = False
 over = NamedSharding(grid, PartitionSpec("fsdp"))
 
 def train(params, rows):
-    state = language.optimizer(config).init(params)
-    found = jax.jit(lambda *arguments: likelihood.update(model, *arguments, config))(
+    state = trainable.optimizer(config).init(params)
+    found = jax.jit(lambda *arguments: maximum_likelihood.update(model, *arguments, config))(
         params, state, rows, jax.random.key(0), jnp.int32(3)
     )
     return state, found

@@ -14,7 +14,8 @@ import rljax
 from rljax import sft, text
 from rljax.cli import main
 from rljax.models import huggingface
-from rljax.runs import folder, load
+from rljax.runs import load
+from rljax.runs.folder import files
 from rljax.types import Prompts, Reward, Task
 from tests.algorithms.tasks import SCORING, preferences_task, started_task
 from tests.algorithms.test_text_algorithms import by_hand
@@ -195,12 +196,12 @@ def test_a_model_of_ones_own_that_a_checkpoint_can_describe_is_kept(data: Path, 
     model, params, tokenizer, generation = text.load_pretrained(data / "model")
     read = sft.read(corpus(data), sft.Config(**CONFIG))
     task = Task("own", 40, read.learn, read.held_out, params, tokenizer, model, generation)
-    described = folder.describe(load.setup("sft", task, CONFIG, None, {}), {}, [0], 1, False)
+    described = files.describe(load.setup("sft", task, CONFIG, None, {}), {}, [0], 1, False)
     assert described["own"] == ["env", "model"]
-    folder.keep(tmp_path, task)
+    files.keep(tmp_path, task)
     found, settings = huggingface.load_config(tmp_path / "model")
     assert (found.config, settings) == (model.config, generation)
-    folder.keep(tmp_path / "none", task._replace(model=model._replace(config=None)))
+    files.keep(tmp_path / "none", task._replace(model=model._replace(config=None)))
     assert not (tmp_path / "none" / "model").exists()
 
 

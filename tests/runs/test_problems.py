@@ -15,8 +15,8 @@ from rljax import text
 from rljax.cli import main
 from rljax.models.huggingface import Generation
 from rljax.models.language_models import language_model
-from rljax.runs import load, problems
-from rljax.runs.record import Result
+from rljax.runs import load, starting_model
+from rljax.runs.recorder import Result
 from rljax.text.problem import changes, read_back
 from rljax.text.problem import task as task_of
 from rljax.types import Task
@@ -53,7 +53,7 @@ def test_sft_trains_the_model_first_in_the_same_folder(run: Path) -> None:
     assert told["task_arguments"] == {"name": "reverse", **TASK}
     assert told["vocab_size"] == text.tasks.make("reverse", **TASK).tokenizer.vocab_size
     base = rljax.language_model(run / "sft").params
-    from rljax.runs import checkpoint
+    from rljax.runs.folder import checkpoint
 
     assert checkpoint.sha256_of(base) == told["frozen"]["params"]
 
@@ -213,8 +213,8 @@ def test_a_reward_model_stays_when_the_task_is_spelt_by_another_tokenizer(
     monkeypatch.setattr(pretrained, "load_reward", lambda path: scored)
     monkeypatch.setattr(pretrained, "language_model", lambda *_, **__: loaded)
     monkeypatch.setattr(pretrained, "whole", lambda run: None)
-    start = problems.Start("run", "somewhere", 0, "judge")
-    found = problems.started(problem, start, rljax.grpo.Config(), None)
+    start = starting_model.Start("run", "somewhere", 0, "judge")
+    found = starting_model.started(problem, start, rljax.grpo.Config(), None)
     assert found.tokenizer is other
     assert [(reward.name, reward.weight) for reward in found.rewards] == [("judge", 1.0), ("solved", 0.0)]
 
@@ -227,7 +227,7 @@ def count(prompt: str, completion: str, record: Any) -> float:
 def test_what_was_changed_in_a_problem_is_said_in_the_tokens_of_a_model_or_refused() -> None:
     made = text.tasks.make("addition", digits=1, train=8, held_out=2)
     other = text.character_tokenizer("0123456789+= abc")
-    spelt = lambda problem: problems.spelt(problem, other, "somewhere")
+    spelt = lambda problem: starting_model.spelt(problem, other, "somewhere")
     host = text.rewards.of_text(count, processes=0)
     found = spelt(made._replace(rewards=(host, made.rewards[0]._replace(weight=0.5)), max_new_tokens=9))
     assert found.tokenizer is other
@@ -278,17 +278,17 @@ def test_a_task_is_written_with_the_tokenizer_of_its_model_at_once(tmp_path: Pat
     tokenizer.save(tmp_path / "model")
     pairs = [{"prompt": f"{a}>", "chosen": a, "rejected": a * 3} for a in "abcdefghij"]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    written = problems.written("dpo", "preferences", str(tmp_path / "model"), None, None)
+    written = starting_model.written("dpo", "preferences", str(tmp_path / "model"), None, None)
     given = {"data": str(tmp_path / "pairs.jsonl")}
     task = load.setup("dpo", "preferences", None, None, given, written).env
     assert isinstance(task, Task)
     assert task.vocab_size == tokenizer.vocab_size
     assert task.learn.completion.shape == (9, 2, 4)  # the data's own lengths, of at most 256
     assert task.problem.arguments == {"name": "preferences", **given}
-    assert problems.spelt(task.problem, tokenizer, "model") is task.problem
-    assert problems.written("dpo", "preferences", "", None, None) is None
-    assert problems.written("ppo", "CartPole-v1", "", None, None) is None
-    again = problems.named("randomwalks", {"pairs": 16}, tokenizer)  # which has a vocabulary of its own
+    assert starting_model.spelt(task.problem, tokenizer, "model") is task.problem
+    assert starting_model.written("dpo", "preferences", "", None, None) is None
+    assert starting_model.written("ppo", "CartPole-v1", "", None, None) is None
+    again = starting_model.named("randomwalks", {"pairs": 16}, tokenizer)  # which has a vocabulary of its own
     assert again.tokenizer.vocab_size == 23
 
 
@@ -334,9 +334,9 @@ def test_a_task_with_other_rewards_is_no_resume(run: Path, tmp_path: Path) -> No
 
 def test_too_little_memory_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rljax.checks import RunError
-    from rljax.runs import mesh
+    from rljax.runs.program import layout
 
-    monkeypatch.setattr(mesh, "free_bytes", lambda: 1000.0)
+    monkeypatch.setattr(layout, "free_bytes", lambda: 1000.0)
     with pytest.raises(
         RunError, match=r"grpo on .* needs .* GiB on each device, of which 0\.0 are free: raise num_micro"
     ):
@@ -360,9 +360,9 @@ def test_an_encoder_reads_prompts_with_their_end_mark() -> None:
     def read(marks: list[int]) -> Any:
         tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: marks, eos_id=1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(problems, "spelt", lambda problem, *_: problem)
+            patch.setattr(starting_model, "spelt", lambda problem, *_: problem)
             loaded = SimpleNamespace(model=sizes, tokenizer=tokenizer, generation=Generation())
-            return problems.read_by(problem, loaded, "somewhere")
+            return starting_model.read_by(problem, loaded, "somewhere")
 
     same, ended = read([]), read([1])
     np.testing.assert_array_equal(same.learn.tokens, problem.learn.tokens)
@@ -375,7 +375,7 @@ def test_a_chat_models_own_stop_tokens_end_a_completion() -> None:
     problem = text.tasks.make("reverse", **TASK)
     loaded = text.Pretrained(None, {}, problem.tokenizer, Generation(stop_ids=(1, 3)))  # pyright: ignore
     assert problem.stop_ids == (1,)
-    assert problems.read_by(problem, loaded, "somewhere").stop_ids == (1, 3)
+    assert starting_model.read_by(problem, loaded, "somewhere").stop_ids == (1, 3)
 
 
 def test_a_problem_of_ones_own_is_passed_again(tmp_path: Path) -> None:
@@ -391,4 +391,4 @@ def test_a_problem_of_ones_own_is_passed_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="env= of your own"):
         rljax.evaluate(out)
     assert rljax.evaluate(out, env=mine)["iteration"] == 1
-    assert problems.Start(**told["start"]).source == "sft"
+    assert starting_model.Start(**told["start"]).source == "sft"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from rljax.runs.progress import Progress, clock, short
+from rljax.runs.reports.progress import Progress, clock, short
 
 
 class Terminal(io.StringIO):

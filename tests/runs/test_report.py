@@ -7,9 +7,10 @@ import pytest
 
 import rljax
 from rljax import algorithms
-from rljax.runs import drawing, report
+from rljax.runs import report
 from rljax.runs.report import draw_curve, read_run, table
-from rljax.runs.statistics import headline, iqm
+from rljax.runs.reports import plots
+from rljax.runs.reports.statistics import headline, iqm
 
 CONFIG = {"total_steps": 1000.0, "learning_rate": 3e-4, "num_envs": 4, "hidden_sizes": [64, 64]}
 
@@ -63,13 +64,13 @@ def drawn(monkeypatch):
     seen = []
 
     def spy(name):
-        real = getattr(drawing, name)
+        real = getattr(plots, name)
 
         def call(*arguments):
             seen.append(arguments)
             return real(*arguments)
 
-        monkeypatch.setattr(drawing, name, call)
+        monkeypatch.setattr(plots, name, call)
 
     for name in ("curves", "response", "heat_map"):
         spy(name)
@@ -264,8 +265,8 @@ def test_sweep_of_two_fields_and_diverged_members(tmp_path, drawn):
     assert np.shape(cells) == (2, 3, 3)
     np.testing.assert_allclose(cells[1][0], [2.0001, 3.0001, 4.0001])
     np.testing.assert_array_equal(np.isnan(cells[1][1]), [False, True, True])
-    assert drawing.centre(cells[1][1]) == pytest.approx(2.0003)
-    assert limits == (pytest.approx(drawing.centre(cells[0][0])), pytest.approx(3.001))
+    assert plots.centre(cells[1][1]) == pytest.approx(2.0003)
+    assert limits == (pytest.approx(plots.centre(cells[0][0])), pytest.approx(3.001))
     assert "3 seeds each" in title
 
 
@@ -351,20 +352,20 @@ def test_table(tmp_path):
     ],
 )
 def test_values_are_written_as_one_would_type_them(value, expected):
-    assert drawing.text(value) == expected
+    assert plots.text(value) == expected
 
 
 def test_amounts_have_the_digits_that_tell_them_apart():
-    assert drawing.amount(432.18, 300.0) == "432"
-    assert drawing.amount(9.8765, 5.0) == "9.9"
-    assert drawing.amount(0.12345, 0.02) == "0.123"
-    assert drawing.amount(5.0, 0.0) == "5.000"
-    assert drawing.amount(0.0, 0.0) == "0"
+    assert plots.amount(432.18, 300.0) == "432"
+    assert plots.amount(9.8765, 5.0) == "9.9"
+    assert plots.amount(0.12345, 0.02) == "0.123"
+    assert plots.amount(5.0, 0.0) == "5.000"
+    assert plots.amount(0.0, 0.0) == "0"
 
 
 def test_a_figure_of_several_runs_stands_beside_them_and_overwrites_none(tmp_path, monkeypatch):
     """Under the folder that holds all of them, whatever the working folder; a second one has another name."""
-    monkeypatch.setattr(drawing, "curves", lambda panels, path: path.write_bytes(b"png") and path)
+    monkeypatch.setattr(plots, "curves", lambda panels, path: path.write_bytes(b"png") and path)
     runs = [write_run(tmp_path / "runs" / name, [[1.0, 2.0]] * 3) for name in ("a", "b")]
     monkeypatch.chdir(tmp_path)
     assert report.report(runs) == [tmp_path / "runs" / "curves.png"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import struct
 
-from rljax.runs import cycle, engine, loop
+from rljax.runs.program import engine, host_rewards, loop
 from rljax.types import Algorithm, Box, Discrete, Env, Mean, Policy
 
 
@@ -83,7 +83,9 @@ def test_every_member_iteration_and_retry_draws_other_numbers() -> None:
 
 
 def test_a_key_belongs_to_one_iteration_and_retry() -> None:
-    keys = [cycle.iteration_key(jax.random.key(0), jnp.int32(i), j) for i in range(4) for j in range(3)]
+    keys = [
+        host_rewards.iteration_key(jax.random.key(0), jnp.int32(i), j) for i in range(4) for j in range(3)
+    ]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 12
 
 

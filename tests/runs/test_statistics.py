@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from rljax.runs import statistics
-from rljax.runs.statistics import curve_interval, headline, iqm, stratified_bootstrap_interval
+from rljax.runs.reports import statistics
+from rljax.runs.reports.statistics import curve_interval, headline, iqm, stratified_bootstrap_interval
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
@@ -141,7 +141,7 @@ def test_curves_in_blocks_are_the_same(monkeypatch):
     curves = np.random.default_rng(6).normal(size=(5, 23))
     whole = curve_interval(curves, samples=200)
     single = stratified_bootstrap_interval(curves, samples=200)
-    monkeypatch.setattr("rljax.runs.statistics._BLOCK", 3500)
+    monkeypatch.setattr("rljax.runs.reports.statistics._BLOCK", 3500)
     np.testing.assert_array_equal(curve_interval(curves, samples=200), whole)
     np.testing.assert_array_equal(stratified_bootstrap_interval(curves, samples=200), single)
     assert curve_interval(np.zeros((3, 0))).shape == (0, 2)

@@ -10,7 +10,7 @@ import pytest
 
 import rljax
 from rljax import pretrain, sft, text
-from rljax.runs.feed import Feeder
+from rljax.runs.program.prefetch import Feeder
 from rljax.text import data
 from rljax.types import Feed, Task
 from tests.algorithms.test_text_algorithms import stop_after

@@ -12,8 +12,9 @@ import pytest
 
 import rljax
 from rljax.checks import RunError
-from rljax.runs import engine, load
+from rljax.runs import load
 from rljax.runs import sweep as sweeping
+from rljax.runs.program import engine
 from rljax.runs.sweep import SweepResult
 from tests.runs.tiny import CONFIG, PER_ITERATION, WALK, strict
 

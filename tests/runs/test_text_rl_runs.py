@@ -15,7 +15,7 @@ import pytest
 import rljax
 from rljax import text
 from rljax.models.language_models import language_model
-from rljax.runs import checkpoint
+from rljax.runs.folder import checkpoint
 from rljax.text import rewards
 from rljax.types import Array, PyTree
 from tests.algorithms import tasks
@@ -140,10 +140,10 @@ def test_parameters_in_half_precision_are_trained() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rljax.runs import log
+from rljax.runs.folder import writers
 from tests.runs.test_text_rl_runs import PPO, problem, train
 
-write_row = log.MetricsFile.write
+write_row = writers.MetricsFile.write
 
 def half(self, row):
     if row["iteration"] == 5:
@@ -152,7 +152,7 @@ def half(self, row):
         os.kill(os.getpid(), signal.SIGKILL)
     write_row(self, row)
 
-log.MetricsFile.write = half
+writers.MetricsFile.write = half
 train(problem(), Path(sys.argv[1]), "rlhf_ppo", checkpoint_every=2, config=PPO)
 """
 PPO: dict[str, Any] = {
@@ -204,6 +204,6 @@ def test_a_killed_run_goes_on_bit_for_bit_and_keeps_its_start(tmp_path: Path) ->
 
 
 def hosted(result: Any) -> Any:
-    from rljax.runs import engine
+    from rljax.runs.program import engine
 
     return engine.hosted(result.states)

@@ -11,8 +11,8 @@ import pytest
 
 import rljax
 from rljax import text
-from rljax.runs import checkpoint
-from rljax.runs.record import Result
+from rljax.runs.folder import checkpoint
+from rljax.runs.recorder import Result
 from rljax.types import Task
 from tests.runs.tiny import rows, strict
 

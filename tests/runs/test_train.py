@@ -19,8 +19,10 @@ from rljax import algorithms
 from rljax.algorithms import dqn, ppo, sac
 from rljax.checks import RunError
 from rljax.envs import wrappers
-from rljax.runs import checkpoint, folder, load, mesh
-from rljax.runs.record import Result
+from rljax.runs import load
+from rljax.runs.folder import checkpoint, files
+from rljax.runs.program import layout
+from rljax.runs.recorder import Result
 from rljax.runs.sweep import SweepResult
 from rljax.types import Array, Box, Discrete, Env, Network
 from tests.runs.tiny import CONFIG, ITERATIONS, PER_ITERATION, WALK, Quick, checkpoints, rows, strict
@@ -239,7 +241,7 @@ def test_a_tilde_is_the_home_of_its_user(tmp_path: Path, monkeypatch: pytest.Mon
         rljax.sweep("ppo", WALK, {"clip": [0.1]}, CONFIG, out="~/x", progress=False)
     with pytest.raises(FileNotFoundError, match="y is not a run folder"):
         rljax.evaluate("~/y")
-    assert folder.read("~/x") == {}
+    assert files.read("~/x") == {}
     assert not (tmp_path / "~").exists()
 
 
@@ -444,7 +446,7 @@ ON_ONE_DEVICE = """
 import sys
 import numpy as np
 import jax, rljax
-from rljax.runs import checkpoint
+from rljax.runs.folder import checkpoint
 from tests.runs.tiny import CONFIG, PER_ITERATION, WALK
 assert jax.local_device_count() == int(sys.argv[2])
 config = CONFIG.replace(total_steps=PER_ITERATION)
@@ -500,9 +502,9 @@ def test_members_are_told_as_configurations_and_seeds() -> None:
     device = jax.local_devices()[:1]
     rates = {"learning_rate": [1.0, 1.0, 2.0, 2.0], "clip": [0.1, 0.1, 0.1, 0.1]}
     where = f"map on 1 {device[0].platform} device"
-    assert mesh.told(rates, [0, 1, 0, 1], "map", device) == f"2 configurations × 2 seeds, {where}"
-    assert mesh.told(rates, [0, 1, 0, 2], "map", device) == f"4 members, {where}"
-    assert mesh.told({}, [7], "map", device) == f"1 seed, {where}"
+    assert layout.told(rates, [0, 1, 0, 1], "map", device) == f"2 configurations × 2 seeds, {where}"
+    assert layout.told(rates, [0, 1, 0, 2], "map", device) == f"4 members, {where}"
+    assert layout.told({}, [7], "map", device) == f"1 seed, {where}"
 
 
 def test_progress_says_whose_return_it_is(quick: Quick, capsys: pytest.CaptureFixture) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax.algorithms import ppo
-from rljax.runs.record import Result
+from rljax.runs.recorder import Result
 from rljax.types import Array, Box, Discrete, Env, Key
 
 PER_ITERATION = 32

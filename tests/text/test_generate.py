@@ -12,9 +12,9 @@ import pytest
 from rljax.math import sampling
 from rljax.models.transformer import TransformerConfig, transformer
 from rljax.models.transformer.config import Layer
-from rljax.runs import engine
+from rljax.runs.program import engine
 from rljax.text import decoding
-from rljax.text.buckets import decode_many
+from rljax.text.batched_generation import decode_many
 from rljax.text.decoding import Sampling, of_any_member
 from rljax.text.generate import Completion, generate, stream
 from rljax.text.score import score
@@ -517,7 +517,7 @@ def test_many_prompts_give_what_one_batch_gives(name: str, group: int, batch: in
 
 def test_many_prompts_take_fewer_steps_than_padded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows times steps of the decoder on completions of mixed lengths, against batches in the given order."""
-    import rljax.text.buckets as buckets
+    import rljax.text.batched_generation as buckets
 
     work = []
 

@@ -11,8 +11,7 @@ import pytest
 
 import rljax
 from rljax import models, ppo, rlhf_ppo, text
-from rljax.algorithms import completions
-from rljax.envs import vector
+from rljax.learning import completions, env_rollouts
 from rljax.models import adapters
 from rljax.models.language_models import language_model
 from rljax.text import rewards, tasks
@@ -424,7 +423,7 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
     )
     control = ppo.make(world.env, control_config, network)
     cut = jax.tree.map(lambda x: x[:, None], steps._replace(final=[]))
-    forced = vector.Rollout(
+    forced = env_rollouts.Rollout(
         cut.obs, cut.action, cut.reward, cut.terminated, cut.truncated, np.zeros((number, 1), np.float32)
     )
     batch_type = ppo.Batch
@@ -435,8 +434,12 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
         begun = control.init(jax.random.key(3))
         assert jax.tree.structure(begun.params) == jax.tree.structure(state.params)
         assert jax.tree.all(jax.tree.map(lambda x, y: x.shape[1:] == y.shape, forced.obs, begun.worlds.obs))
-        rollout_of = lambda *given: (begun.worlds, jax.tree.map(jnp.asarray, forced), vector.no_episodes())
-        monkeypatch.setattr(vector, "rollout", rollout_of)
+        rollout_of = lambda *given: (
+            begun.worlds,
+            jax.tree.map(jnp.asarray, forced),
+            env_rollouts.no_episodes(),
+        )
+        monkeypatch.setattr(env_rollouts, "rollout", rollout_of)
         return *control.step(jax.random.key(4), begun.replace(params=state.params)), seen.pop()
 
     learnt, told, batch, advantage = jax.device_get(text_step(rollout))

@@ -22,7 +22,7 @@ import rljax
 from rljax import text
 from rljax.text import huggingface
 from rljax.text.data import examples
-from rljax.text.pieces import load_pieces, pieces_tokenizer, write_json
+from rljax.text.llama2c_tokenizer import load_pieces, pieces_tokenizer, write_json
 from rljax.text.tokenizer import choose_pad
 
 SHARED = Path(rljax.__file__).parents[2] / "shared" / "data"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rljax.algorithms import a2c, ppo, pqn, trpo
-from rljax.envs import vector
+from rljax.learning import env_rollouts
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.types import Box, Discrete, Env, Network
 from tests.updates import numeric
@@ -87,15 +87,15 @@ def cycles(module: Any, config: Any, network: Network, tapes: list[Tape]) -> Any
         def played(env: Any, policy: Any, bootstrap: Any, key: Any, worlds: Any, num_steps: int) -> Any:
             values = jax.vmap(bootstrap)(tape.final)
             final_value = jnp.where(tape.truncated & ~tape.terminated, values, 0.0)
-            steps = vector.Rollout(*tape[:5], final_value)
-            return worlds._replace(obs=tape.last), steps, vector.no_episodes()
+            steps = env_rollouts.Rollout(*tape[:5], final_value)
+            return worlds._replace(obs=tape.last), steps, env_rollouts.no_episodes()
 
         return played
 
     @jax.jit
     def step(key: Any, state: Any, tape: Tape) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(vector, "rollout", rollout(tape))
+            patch.setattr(env_rollouts, "rollout", rollout(tape))
             return module.make(ENV, config, network).step(key, state)[0]
 
     state = module.make(ENV, config, network).init(jax.random.key(0)).replace(iteration=jnp.int32(FIRST))

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax.algorithms import c51, ddpg, discrete_sac, dqn, iqn, off_policy, qrdqn, rainbow, sac, td3
-from rljax.envs import vector
+from rljax.algorithms import c51, ddpg, discrete_sac, dqn, iqn, qrdqn, rainbow, sac, td3
+from rljax.learning import env_rollouts, off_policy
+from rljax.learning.replay import Batch
 from rljax.models import ActorCritic
-from rljax.replay import Batch
 from rljax.types import Box, Discrete, Env, Network
 from tests.updates import numeric
 from tests.updates.numeric import Adam, Params, log_softmax
@@ -89,7 +89,7 @@ def learnt(module: Any, config: Any, network: Any, params: Any, target: Any, con
         batches = Batch(*columns, index=jnp.zeros((UPDATES, B), jnp.int32))
         counts = FIRST + jnp.arange(UPDATES, dtype=jnp.int32)
         learner, (priority, measures) = jax.lax.scan(update, learner, (KEYS, batches, counts))
-        episodes = vector.no_episodes()
+        episodes = env_rollouts.no_episodes()
         return off_policy.Cycle(worlds, priority, learner, noise, worlds.obs[None], episodes, measures)
 
     action_space = Box(-1.0, 1.0, (1,)) if continuous else Discrete(ACTIONS)

@@ -8,25 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rljax import replay
-from rljax.algorithms import (
-    c51,
-    ddpg,
-    discrete_sac,
-    dqn,
-    iqn,
-    language,
-    off_policy,
-    pqn,
-    qrdqn,
-    rainbow,
-    reinforce,
-    sac,
-    td3,
-)
-from rljax.envs import vector
+from rljax.algorithms import c51, ddpg, discrete_sac, dqn, iqn, pqn, qrdqn, rainbow, reinforce, sac, td3
+from rljax.learning import env_rollouts, off_policy, replay, trainable
+from rljax.learning.replay import Batch, Replay
 from rljax.math import action_values
-from rljax.replay import Batch, Replay
 from rljax.types import Box, Discrete, Env
 
 VALUED = {"dqn": dqn, "c51": c51, "qrdqn": qrdqn, "iqn": iqn, "rainbow": rainbow}
@@ -77,7 +62,7 @@ def test_learning_rates_of_methods_with_a_replay(name: str) -> None:
     ) -> Any:
         learner, noise, *_ = rest
         learner, _, measures = learn(key, learner, batch, jnp.int32(0))
-        episodes, measures = vector.no_episodes(), measures[None]
+        episodes, measures = env_rollouts.no_episodes(), measures[None]
         return off_policy.Cycle(worlds, ring, learner, noise, worlds.obs[None], episodes, measures)
 
     @jax.jit
@@ -136,7 +121,7 @@ def test_epsilon_of_methods_with_a_replay(name: str, monkeypatch: pytest.MonkeyP
         actions = jax.lax.map(every, jnp.asarray(PROGRESS, jnp.float32))
         measures = jnp.zeros((1, 4))
         return off_policy.Cycle(
-            worlds, actions, learner, noise, worlds.obs[None], vector.no_episodes(), measures
+            worlds, actions, learner, noise, worlds.obs[None], env_rollouts.no_episodes(), measures
         )
 
     monkeypatch.setattr(off_policy, "warm_up", lambda *given: (given[5], (), given[5].obs[None]))
@@ -196,7 +181,7 @@ def test_what_acting_sampling_and_learning_are_told_of_the_time() -> None:
 
     @jax.jit
     def cycle(key: Any) -> Any:
-        worlds = vector.reset(env, key, 2)
+        worlds = env_rollouts.reset(env, key, 2)
         ring, iteration = jnp.full(30, -1.0), jnp.int32(3)
         return off_policy.cycle(env, memory, act, learn, key, worlds, ring, (), (), iteration, config)
 
@@ -221,7 +206,9 @@ def test_beta_of_prioritised_replay_grows_to_one() -> None:
     def weights(key: Any, progress: Any) -> Any:
         ring = made.init(jnp.zeros((1, 1)), jnp.zeros(1, jnp.int32))
         false = jnp.zeros(1, bool)
-        outcome = vector.Outcome(jnp.zeros((1, 1)), jnp.zeros(1), false, false, vector.no_episodes())
+        outcome = env_rollouts.Outcome(
+            jnp.zeros((1, 1)), jnp.zeros(1), false, false, env_rollouts.no_episodes()
+        )
         for time in range(8):
             ring = made.add(ring, jnp.int32(time), jnp.zeros(1, jnp.int32), outcome, jnp.zeros((1, 1)))
         ring = made.update(ring, jnp.arange(8), jnp.asarray(priority))
@@ -247,8 +234,8 @@ def test_learning_rates_of_language_models_rise_and_fall(schedule: str, factor: 
 
     @jax.jit
     def moved(iteration: Any) -> Any:
-        state = language.optimizer(config).init(params)
-        return language.move(config, params, state, {"kernel": jnp.array([[2.0]])}, iteration)[0]
+        state = trainable.optimizer(config).init(params)
+        return trainable.move(config, params, state, {"kernel": jnp.array([[2.0]])}, iteration)[0]
 
     found = [-float(moved(jnp.int32(i))["kernel"][0, 0]) for i in iteration]
     warm = np.minimum(1, (iteration + 1) / 5)

@@ -24,7 +24,7 @@ from rljax.algorithms import (
     sft,
     text_reinforce,
 )
-from rljax.algorithms.completions import Rollout
+from rljax.learning.completions import Rollout
 from rljax.text import rewards
 from rljax.text.data import Packed
 from rljax.types import Preferences, Prompts, Scores, Task

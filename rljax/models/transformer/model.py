@@ -270,7 +270,8 @@ def logical_axes(params: PyTree) -> PyTree:
     model, of its adapters and prefixes, or of trees that hold some, such as {"policy", "head"}.
 
     Names: vocabulary, embed, heads (of queries, with their dimensions), kv_heads, mlp, layers; None for an
-    axis that is too short to share among devices. `rljax.runs.mesh.shardings` maps them to mesh axes.
+    axis that is too short to share among devices. `rljax.runs.program.layout.shardings` maps them to axes of
+    a mesh.
     """
 
     def names(path: tuple, leaf: Any) -> tuple[str | None, ...]:

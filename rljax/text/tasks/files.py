@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rljax.text.byte_pairs import byte_pair_tokenizer
+from rljax.text.byte_pair_tokenizer import byte_pair_tokenizer
 from rljax.text.data.examples import turns
 from rljax.text.data.read import Report, listed, opened, there
 from rljax.text.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from rljax.text.problem import Problem, problem, ragged
 from rljax.text.rewards import of_tokens
 from rljax.text.tasks.build import at_least, ordered
 from rljax.text.tokenizer import Tokenizer
-from rljax.text.words import word_tokenizer
+from rljax.text.word_tokenizer import word_tokenizer
 from rljax.types import Array, Preferences, PyTree, Reward
 
 

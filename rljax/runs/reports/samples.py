@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rljax.runs import cycle
+from rljax.runs.program import host_rewards
 from rljax.types import Scores, Task
 
 FILE = "samples.jsonl"
@@ -25,7 +25,7 @@ def rows(
     "rewards": {name: number, null where it could not be scored}, "tokens": [[text, advantage, drawn by the
     policy], ...]}; without a tokenizer the ids take the place of text.
     """
-    found, total = [], cycle.judged(task, rollout, scores)[0]
+    found, total = [], host_rewards.judged(task, rollout, scores)[0]
     for member, seed in enumerate(members):
         for row in range(min(number, rollout.mask.shape[1])):
             mask = rollout.mask[member, row]

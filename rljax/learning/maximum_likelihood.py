@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import checks
-from rljax.algorithms import language
+from rljax.learning import trainable
 from rljax.math.losses import cross_entropy
 from rljax.models.optimization import accumulate
 from rljax.models.token_losses import per_token, weighted_sum
@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
 def check(config: Any) -> None:
     """The fields that this file reads. ValueError naming the one that is wrong."""
-    language.check(config)
+    trainable.check(config)
     checks.count(config, "length", low=2)
     checks.count(config, "batch_size")
     tokens = checks.product(config, "batch_size", "length")
@@ -88,9 +88,9 @@ def update(
         total, _ = weighted_sum(model, loss, params, hidden, weights, targets, chunk=config.chunk)
         return total, mask.sum(dtype=jnp.int32)
 
-    parts = language.parts(config, config.batch_size, config.length)
+    parts = trainable.parts(config, config.batch_size, config.length)
     total, count, gradients = accumulate(loss_sum, params, (rows, jnp.arange(config.batch_size)), parts)
-    params, opt_state, norm = language.move(config, params, opt_state, gradients, iteration)
+    params, opt_state, norm = trainable.move(config, params, opt_state, gradients, iteration)
     return params, opt_state, Mean(total, count), norm
 
 

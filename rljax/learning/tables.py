@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rljax import checks
-from rljax.envs import vector
-from rljax.envs.vector import Episodes, Worlds
+from rljax.learning import env_rollouts
+from rljax.learning.env_rollouts import Episodes, Worlds
 from rljax.math import schedules, tabular
 from rljax.models import discrete_actions
 from rljax.models.heads import DISCRETE_METHODS
@@ -153,7 +153,7 @@ def cycle(
         worlds, pool, learner, episodes = carry
         act_key, env_key, learn_key = jax.random.split(key, 3)
         action = act(act_key, learner, worlds.obs)
-        following, pool, outcome = vector.step(env, env_key, worlds, pool, action)
+        following, pool, outcome = env_rollouts.step(env, env_key, worlds, pool, action)
         transition = Transition(
             obs=worlds.obs,
             action=action,
@@ -168,8 +168,8 @@ def cycle(
         return (following, pool, learner, episodes), errors
 
     pool_key, fill_key, steps_key = jax.random.split(key, 3)
-    pool = vector.starts(env, pool_key, fill_key, config.num_envs, config.num_steps)
-    first = (worlds, pool, learner, vector.no_episodes())
+    pool = env_rollouts.starts(env, pool_key, fill_key, config.num_envs, config.num_steps)
+    first = (worlds, pool, learner, env_rollouts.no_episodes())
     keys = jax.random.split(steps_key, config.num_steps)
     (worlds, _, learner, episodes), errors = jax.lax.scan(turn, first, keys)
     return worlds, learner, episodes, errors

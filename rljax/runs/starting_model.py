@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import algorithms, checks
-from rljax.runs import folder
+from rljax.runs.folder import files
 from rljax.types import LanguageModel, PyTree, Reward, Task
 
 SIZES = ("architecture", "hidden_size", "num_layers", "num_heads")  # of a model that the Config makes
@@ -61,7 +61,7 @@ def tokenizer_of(start: Start | None, run: Path | None = None) -> Any:
 
     if start.kind == "model":
         return load_tokenizer(start.source)
-    there = (Path(start.source) if run is None else run / start.source) / folder.TOKENIZER
+    there = (Path(start.source) if run is None else run / start.source) / files.TOKENIZER
     return load_tokenizer(there) if there.is_dir() else None
 
 
@@ -107,7 +107,7 @@ def _begun(problem: Any, start: Start, config: Any, run: Path | None, network: A
         loaded = load_pretrained(start.source, dtype=jnp.dtype(config.dtype), param_dtype=jnp.float32)
     else:
         source = Path(start.source) if run is None else run / start.source
-        if network is not None and "network" in folder.read(source)["own"]:
+        if network is not None and "network" in files.read(source)["own"]:
             params = pretrained.parameters(source, start.member, network)
             return problem._replace(model=network, params=params)
         pretrained.whole(source)
@@ -214,18 +214,18 @@ def start_of(
     """
     if model and init is not None:
         raise ValueError("model and init both say what to begin with: give one of them")
-    scored = "" if reward is None else str(folder.at(reward).absolute())
+    scored = "" if reward is None else str(files.at(reward).absolute())
     if model:
         path = Path(model).expanduser()
         return Start("model", str(path.absolute()) if path.exists() else model, reward=scored)
     if init is None:
         return Start("none", reward=scored) if scored else None
-    number = len(folder.read(init)["seeds"])
+    number = len(files.read(init)["seeds"])
     if member is None and number > 1:
         raise ValueError(f"--init {init} has {number} members: pick one with --init-member")
     if member is not None and not 0 <= member < number:
         raise ValueError(f"--init-member {member}: {init} has members 0 to {number - 1}")
-    return Start("run", str(folder.at(init).absolute()), member or 0, scored)
+    return Start("run", str(files.at(init).absolute()), member or 0, scored)
 
 
 def rewarded(algorithm: str, reward: str, samples_every: int) -> None:
@@ -243,7 +243,7 @@ def sized(config: Any, start: Start) -> Any:
     """The Config with the sizes of the model of the run that it begins with."""
     if start.kind != "run":
         return config
-    there = folder.read(start.source)["config"]
+    there = files.read(start.source)["config"]
     return config.replace(**{name: there[name] for name in SIZES if name in there})
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from rljax import checks
-from rljax.envs import vector
-from rljax.envs.vector import Episodes, Worlds
+from rljax.learning import env_rollouts
+from rljax.learning.env_rollouts import Episodes, Worlds
+from rljax.learning.replay import Replay, Ring
 from rljax.math import action_values
-from rljax.replay import Replay, Ring
 from rljax.types import Array, Env, Key, PyTree
 
 
@@ -133,10 +133,10 @@ def warm_up(
     num_rows = config.initial_steps // config.num_envs
     carry = (
         worlds,
-        vector.starts(env, pool_key, fill_key, config.num_envs, num_rows),
+        env_rollouts.starts(env, pool_key, fill_key, config.num_envs, num_rows),
         replay.init(worlds.obs, zeros),
         (),
-        vector.no_episodes(),
+        env_rollouts.no_episodes(),
     )
     times = jnp.arange(num_rows, dtype=jnp.int32)
     (worlds, _, ring, _, _), obs = jax.lax.scan(
@@ -202,8 +202,8 @@ def cycle(
         jax.random.split(learn_key, (*updates, 2)),
         first_update + jnp.arange(num_rounds * config.num_updates, dtype=jnp.int32).reshape(updates),
     )
-    pool = vector.starts(env, pool_key, fill_key, config.num_envs, config.num_steps)
-    outer = (worlds, pool, ring, noise, vector.no_episodes())
+    pool = env_rollouts.starts(env, pool_key, fill_key, config.num_envs, config.num_steps)
+    outer = (worlds, pool, ring, noise, env_rollouts.no_episodes())
     (outer, learner), (obs, measures) = jax.lax.scan(turn, (outer, learner), inputs)
     worlds, _, ring, noise, episodes = outer
     obs = jax.tree.map(lambda x: x.reshape(config.num_steps, *x.shape[2:]), obs)
@@ -238,7 +238,7 @@ def _interact(
     (act_key, env_key), time = inputs
     progress = _progress_at(config, time)
     raw, action, noise = act(act_key, learner, worlds.obs, noise, progress)
-    following, pool, outcome = vector.step(env, env_key, worlds, pool, action)
+    following, pool, outcome = env_rollouts.step(env, env_key, worlds, pool, action)
     ring = replay.add(ring, time, raw, outcome, following.obs)
     done = outcome.terminated | outcome.truncated
     rest = lambda x: jnp.where(done.reshape(done.shape + (1,) * (x.ndim - 1)), 0.0, x)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rljax.runs import engine
-from rljax.runs.engine import Program
-from rljax.runs.feed import Feeder
+from rljax.runs.program import engine
+from rljax.runs.program.engine import Program
+from rljax.runs.program.prefetch import Feeder
 from rljax.runs.stopping import Stop
 from rljax.types import PyTree
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax.algorithms import language
-from rljax.algorithms.completions import Rollout
+from rljax.learning import trainable
+from rljax.learning.completions import Rollout
 from rljax.math import divergences, sampling
 from rljax.math.shuffle import permutation
 from rljax.models.optimization import add_up
@@ -68,7 +68,7 @@ def in_parts(function: Callable[[Array, Array, Array], PyTree], rollout: Rollout
     computed, without one.
     """
     rows, width = rollout.completion.shape
-    parts, group = language.layout(config, rows, width, rollout.prompt.shape[1])
+    parts, group = trainable.layout(config, rows, width, rollout.prompt.shape[1])
     parts *= config.num_minibatches
     inputs = rollout.prompt[::group], rollout.valid[::group], rollout.completion
     if parts == 1:
@@ -188,7 +188,7 @@ def update(
     is of one of those, and gives what else is to be told. Returns also that, with the gradient's norm.
     """
     rows, width = batch.mask.shape
-    parts, group = language.layout(config, rows, width, batch.prompt.shape[1])
+    parts, group = trainable.layout(config, rows, width, batch.prompt.shape[1])
     size = rows // config.num_minibatches // group
     cut = lambda tree: jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), tree)
     joined = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
@@ -205,7 +205,7 @@ def update(
         params, opt_state = carry
         weights = cut(weigh(joined(part.mask)))
         _, told, gradient = add_up(one, params, (part, weights), parts)
-        params, opt_state, norm = language.move(config, params, opt_state, gradient, iteration)
+        params, opt_state, norm = trainable.move(config, params, opt_state, gradient, iteration)
         told = {name: mean._replace(count=mean.count + name.endswith("_loss")) for name, mean in told.items()}
         return (params, opt_state), told | {"gradient_norm": Mean.of(norm)}
 

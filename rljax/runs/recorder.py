@@ -12,11 +12,13 @@ import numpy as np
 
 from rljax import algorithms, checks
 from rljax.checks import RunError
-from rljax.runs import alike, checkpoint, folder, load, log, samples, statistics
-from rljax.runs.engine import Program
-from rljax.runs.feed import Feeder
-from rljax.runs.loop import NotFinite, Row
-from rljax.runs.progress import Progress
+from rljax.runs import alike, load
+from rljax.runs.folder import checkpoint, files, writers
+from rljax.runs.program.engine import Program
+from rljax.runs.program.loop import NotFinite, Row
+from rljax.runs.program.prefetch import Feeder
+from rljax.runs.reports import samples, statistics
+from rljax.runs.reports.progress import Progress
 from rljax.types import PyTree, Task
 
 # The metrics of training beside each headline, of which an algorithm has one.
@@ -144,7 +146,7 @@ class Recorder:
         self.current: np.ndarray | None = None  # (S,) the newest return of each member, NaN for none
         if restored and restored.metadata["returns"] is not None:
             self.current = np.asarray(restored.metadata["returns"], np.float64)
-        self.writers = log.writers(
+        self.writers = writers.writers(
             run, description, options.tensorboard, options.wandb, self.iteration if restored else None
         )
 
@@ -249,7 +251,7 @@ class Recorder:
         metadata = {"seconds": self.seconds, "score": best, "returns": known or None}
         if self.feeder is not None:
             metadata["feed"] = self.feeder.begins(self.iteration)
-        where = self.run / folder.CHECKPOINTS
+        where = self.run / files.CHECKPOINTS
         checkpoint.save(where, self.iteration, self.program.fetch(states), metadata, self.options.keep)
         self.saved = self.iteration
 
@@ -260,14 +262,14 @@ class Recorder:
         text = f"{names} became NaN or infinite in iteration {error.iteration} (seed {members})"
         if self.run is None:
             return RunError(f"{text}; lower the learning rate, or look at the rewards or the text")
-        last = checkpoint.latest(self.run / folder.CHECKPOINTS)
+        last = checkpoint.latest(self.run / files.CHECKPOINTS)
         content = {
             "iteration": error.iteration,
             "metrics": error.metrics,
             "seeds": [self.seeds[i] for i in error.members],
         }
-        folder.write(
-            self.run, folder.FAILURE, content | {"checkpoint": last and last.name, "retry": self.retry + 1}
+        files.write(
+            self.run, files.FAILURE, content | {"checkpoint": last and last.name, "retry": self.retry + 1}
         )
         saved = (
             f"the last finite checkpoint is {last}; --resume goes on from it with other random numbers"
@@ -294,13 +296,13 @@ class Recorder:
             "steps_per_second": round((steps - self.initial) * len(self.seeds) / self.seconds, 1),
             "compile_seconds": round(startup["trace"] + startup["compile"], 2),
             "startup": startup,
-            "device": folder.device(),
+            "device": files.device(),
             "state_sha256": checkpoint.sha256_of(hosted),
             "finished": True,
         }
         if self.run is not None:
-            folder.write(self.run, folder.SUMMARY, summary)
-            (self.run / folder.FAILURE).unlink(missing_ok=True)
+            files.write(self.run, files.SUMMARY, summary)
+            (self.run / files.FAILURE).unlink(missing_ok=True)
             from rljax.runs.report import draw_curve
 
             draw_curve(self.run)

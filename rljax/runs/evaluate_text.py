@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rljax import checks
-from rljax.runs import cycle, folder, load, pretrained, problems, statistics, stopping
+from rljax.runs import load, pretrained, starting_model, stopping
+from rljax.runs.folder import files
+from rljax.runs.program import host_rewards
+from rljax.runs.reports import statistics
 
 if TYPE_CHECKING:
     from rljax.text import Pretrained, Problem, Sampling
@@ -48,13 +51,13 @@ def judge(
     from rljax.text import Sampling
 
     members: list[int | None] = [None]
-    if folder.is_run(model):
-        members = list(range(len(folder.read(model)["seeds"]))) if member is None else [member]
+    if files.is_run(model):
+        members = list(range(len(files.read(model)["seeds"]))) if member is None else [member]
     elif member is not None:
         raise ValueError(f"{model} is no run: member is of runs")
     loaded = _loaded(model, members[0])
-    problem = problems.named(task, arguments or {}, loaded.tokenizer) if isinstance(task, str) else task
-    problem = problems.read_by(problem, loaded, str(model))
+    problem = starting_model.named(task, arguments or {}, loaded.tokenizer) if isinstance(task, str) else task
+    problem = starting_model.read_by(problem, loaded, str(model))
     drawn = Sampling(temperature=temperature, max_new_tokens=problem.max_new_tokens)
     measure = _measure(loaded.model, problem, prompts, drawn, samples)
     found: dict[str, list[float]] = {}
@@ -82,14 +85,14 @@ def _measure(
     """(params, key) -> what each completion got, by name, and how many there are: one program for all members
     of a run.
     """
-    from rljax.algorithms import completions
+    from rljax.learning import completions
     from rljax.text import rewards
     from rljax.text.problem import task
 
     world = task(problem, "prompts")
     rewards.check(world)
     some = jax.tree.map(lambda x: x[:prompts], problem.held_out)
-    fill = cycle.on_host(world)
+    fill = host_rewards.on_host(world)
 
     @jax.jit
     def written(params: PyTree, key: Key, frozen: PyTree) -> Any:

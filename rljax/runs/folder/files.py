@@ -22,7 +22,7 @@ import numpy as np
 
 from rljax import algorithms, backend
 from rljax.checks import RunError, counted, show
-from rljax.runs.checkpoint import sha256_of, write_json
+from rljax.runs.folder.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, PyTree, Task
 
 CONFIG, SUMMARY, FAILURE, METRICS, CHECKPOINTS = (

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rljax import checks
-from rljax.algorithms import language
+from rljax.learning import trainable
 from rljax.math.losses import cross_entropy
 from rljax.models.optimization import add_up
 from rljax.models.token_losses import per_token
@@ -49,7 +49,7 @@ def check(
     Completions without others of their prompt are accepted where `labels` may say what they are worth.
     ValueError in one line; arrays that are traced are not looked into.
     """
-    language.check(config)
+    trainable.check(config)
     checks.count(config, "batch_size")
     number = frozen["learn"].tokens.shape[0]
     if config.batch_size > number:
@@ -159,9 +159,9 @@ def update(
     of them; `tokens` are those of a row. Returns also what is told, with the loss, which is the weighted mean
     of the batch, and the gradient's norm.
     """
-    parts = language.parts(config, config.batch_size, tokens)
+    parts = trainable.parts(config, config.batch_size, tokens)
     total, told, gradients = add_up(loss_sum, params, batch, parts)
-    params, opt_state, norm = language.move(config, params, opt_state, gradients, iteration)
+    params, opt_state, norm = trainable.move(config, params, opt_state, gradients, iteration)
     share = batch[1].sum()
     loss = total / jnp.where(share > 0, share, 1.0)
     return params, opt_state, {"loss": Mean.of(loss), **told, "gradient_norm": Mean.of(norm)}

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from rljax.runs import cycle, mesh
-from rljax.runs.compiler import Compiler, Seconds
-from rljax.runs.cycle import iteration_key, sound
+from rljax.runs.program import host_rewards, layout
+from rljax.runs.program.compiler import Compiler, Seconds
+from rljax.runs.program.host_rewards import iteration_key, sound
 from rljax.types import SIDE_BY_SIDE, Algorithm, Array, Env, Key, Mean, Policy, PyTree, Scores, Task
 
 EVALUATION = 2**31 - 1  # folded into the run key where training folds an iteration
@@ -126,8 +126,8 @@ def build(
 
     members = len(seeds)
     cache = {} if cache is None else cache
-    devices = mesh.devices_for(max([members, *(size for _, size in cache)]))
-    kind = mesh.mapping_for(devices[0])
+    devices = layout.devices_for(max([members, *(size for _, size in cache)]))
+    kind = layout.mapping_for(devices[0])
     padded = max([-(-members // len(devices)) * len(devices), *(size for _, size in cache)])
     index = np.minimum(np.arange(padded), members - 1)  # the last members again, to fill every device
     grid = jax.make_mesh((len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices)
@@ -138,7 +138,9 @@ def build(
 
     base, frozen = share(strong(config)), share(frozen)
     varied = place({name: np.asarray(values, np.float32) for name, values in swept.items()})
-    init_keys, run_keys = jax.device_put(cycle.member_keys(np.asarray(seeds, np.uint32)[index]), per_member)
+    init_keys, run_keys = jax.device_put(
+        host_rewards.member_keys(np.asarray(seeds, np.uint32)[index]), per_member
+    )
 
     def algorithm(shared: tuple, varied: dict) -> Algorithm:
         return make(world, shared[0].replace(**varied), network, shared[1])
@@ -172,7 +174,7 @@ def build(
         return episodes(world, built.policy(state), key, count, shared[3])
 
     over = lambda function: _over_members(function, kind, grid)
-    split, rewarded = cycle.parts(algorithm), cycle.on_host(world)
+    split, rewarded = host_rewards.parts(algorithm), host_rewards.on_host(world)
     compile = Compiler(cache, devices[0], out_shardings=per_member)
 
     def compiled(name: Any, function: Callable[..., Any], arguments: tuple, **how: Any) -> Any:
@@ -244,7 +246,7 @@ def build(
             shared = (base, frozen, *share((np.int32(0), np.int32(0), first_of(states))))
             arguments, best = (shared, varied, run_keys, states), functools.partial(split.greedy, count)
             rollout, scores = fetch(compiled(("greedy", count), best, arguments)(*arguments))
-            return place(cycle.judged(world, rollout, rewarded(rollout, scores)))
+            return place(host_rewards.judged(world, rollout, rewarded(rollout, scores)))
         shared = (base, frozen, *share((np.uint32(salt), np.bool_(greedy))))
         arguments = (shared, varied, run_keys, states)
         whole = functools.partial(evaluate, count)
@@ -286,7 +288,7 @@ def build(
         template=template,
         memory_bytes=memory,
         inspect=inspect if isinstance(world, Task) and world.rewards else None,
-        mapping=mesh.told(dict(swept), seeds, kind, devices),
+        mapping=layout.told(dict(swept), seeds, kind, devices),
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from rljax import checks
-from rljax.algorithms import off_policy
+from rljax.learning import off_policy
 from rljax.math import action_values, optimization, schedules
 from rljax.types import Array, Key, PyTree
 

@@ -1,7 +1,7 @@
 """Completions to learn from: what the algorithms share that write text, are rewarded for it, and learn.
 
 A cycle samples B = num_prompts × group_size completions, scores them, and updates: the last is
-`rljax.algorithms.policy_loss`.
+`rljax.learning.policy_gradient`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rljax import checks
-from rljax.algorithms import language, likelihood
+from rljax.learning import maximum_likelihood, trainable
 from rljax.math import groups
 from rljax.text import Sampling, data, generate, rewards
 from rljax.types import (
@@ -55,7 +55,7 @@ def length(config: Any, task: Task) -> int:
 
 def check(config: Any, task: Task, model: LanguageModel, oversampling: int = 1) -> None:
     """The fields that this file reads, and the task. ValueError in one line."""
-    language.check(config)
+    trainable.check(config)
     checks.number(config, "temperature", low=0, open_low=True)
     if config.top_k is not None:
         checks.number(config, "top_k", low=0)
@@ -235,6 +235,6 @@ def algorithm(
         return combined(task, reward(rollout)), rollout.mask.sum(axis=1).astype(jnp.float32)
 
     def policy(state: Any) -> Policy:
-        return likelihood.policy(model, params(state))
+        return maximum_likelihood.policy(model, params(state))
 
     return Algorithm(init, step, policy, Split(sample, reward, learn, advantage, best), measure)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from rljax.runs.checkpoint import Restored
-from rljax.runs.engine import Program
+from rljax.runs.folder.checkpoint import Restored
+from rljax.runs.program.engine import Program
 from rljax.types import Env, Feed, PyTree, Task
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax.runs.statistics import FEWEST, curve_interval, iqm, stratified_bootstrap_interval
+from rljax.runs.reports.statistics import FEWEST, curve_interval, iqm, stratified_bootstrap_interval
 
 # Okabe & Ito's colours, told apart by the colour-blind too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#4D4D4D")

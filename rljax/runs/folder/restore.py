@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from rljax import algorithms
-from rljax.runs import checkpoint, folder
+from rljax.runs.folder import checkpoint, files
 
 
 def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
@@ -16,7 +16,7 @@ def saved(run: Path | str, which: int | None = None) -> checkpoint.Restored:
 
     Raises: ValueError or FileNotFoundError saying what there is instead.
     """
-    where = folder.at(run) / folder.CHECKPOINTS
+    where = files.at(run) / files.CHECKPOINTS
     if which is not None:
         path = where / f"{which:09d}"
         if not path.is_dir():

@@ -129,7 +129,7 @@ def on_host(world: Any) -> Callable[[PyTree, Scores], Scores] | None:
 
 def judged(world: Task, rollout: Any, scores: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rewards (S, E), lengths (S, E) and whether they could be scored, of greedy rollouts of S members."""
-    from rljax.algorithms.completions import combined
+    from rljax.learning.completions import combined
 
     members = [jax.tree.map(lambda x: x[member], scores) for member in range(len(scores.values))]  # noqa: B023
     reward = np.stack([np.asarray(combined(world, each)) for each in members])

@@ -1,0 +1,1 @@
+"""What people look at: plots, tables of completions, statistics of seeds."""
