@@ -1,7 +1,7 @@
 """rljax: reinforcement learning on control problems and language models as pure, compiled functions.
 
-    from rljax import envs, ppo, train
-    result = train("ppo", "CartPole-v1", ppo.Config(learning_rate=1e-3), seeds=8, out="runs/first")
+    from rljax import ppo, train
+    result = train(ppo, "CartPole-v1", ppo.Config(learning_rate=1e-3), seeds=8, out="runs/first")
 
 Everything below is imported when it is first used.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from rljax import algorithms as _algorithms
 from rljax import backend as _backend
 from rljax.runs import stopping as _stopping
 
@@ -78,36 +79,6 @@ _FUNCTIONS = {
     "render": "rljax.runs.render",
 }
 _MODULES = ("envs", "math", "models", "runs", "text", "algorithms", "types", "checks", "cli")
-_ALGORITHMS = (
-    "reinforce",
-    "a2c",
-    "ppo",
-    "trpo",
-    "dqn",
-    "pqn",
-    "c51",
-    "qrdqn",
-    "iqn",
-    "rainbow",
-    "ddpg",
-    "td3",
-    "sac",
-    "discrete_sac",
-    "q_learning",
-    "sarsa",
-    "expected_sarsa",
-    "monte_carlo",
-    "td_lambda",
-    "pretrain",
-    "sft",
-    "reward_model",
-    "dpo",
-    "kto",
-    "rlhf_ppo",
-    "grpo",
-    "rloo",
-    "text_reinforce",
-)
 
 
 def __getattr__(name: str) -> Any:
@@ -116,10 +87,10 @@ def __getattr__(name: str) -> Any:
             return getattr(importlib.import_module(_FUNCTIONS[name]), name)
         if name in _MODULES:
             return importlib.import_module(f"rljax.{name}")
-        if name in _ALGORITHMS:
+        if name in _algorithms.NAMES:
             return importlib.import_module(f"rljax.algorithms.{name}")
     raise AttributeError(f"module 'rljax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*_FUNCTIONS, *_MODULES, *_ALGORITHMS, "__version__"])
+    return sorted([*_FUNCTIONS, *_MODULES, *_algorithms.NAMES, "__version__"])

@@ -256,7 +256,7 @@ ODD: dict[str, tuple[str | Callable[[], Task], dict[str, Any]]] = {
 def test_an_update_of_an_odd_large_batch_is_what_it_is_without_fusions(name: str) -> None:
     """Compiled as users get it, and compiled plainly: of text one algorithm for each kind of batch."""
     world, fields = ODD[name]
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     control = isinstance(world, str)
     small = {"hidden_sizes": (3,) if name != "iqn" else (3, 3)} if control else {}
     config = module.Config(**small | fields | {"total_steps": 10**6})

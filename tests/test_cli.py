@@ -14,6 +14,7 @@ from rljax import algorithms, cli, text
 from rljax.algorithms import ppo
 from rljax.checks import RunError
 from rljax.cli import listing, options, printing
+from rljax.learning.fields import comments_of, fields_of
 from rljax.runs import load, presets, report
 from rljax.runs.recorder import Result
 from rljax.runs.sweep import SweepResult
@@ -21,6 +22,7 @@ from rljax.runs.sweep import SweepResult
 RETURN = {"mean": 487.25, "iqm": 500.0, "ci95": [470.5, 500.0], "per_seed": [1.0] * 8, "episodes": 128}
 SUMMARY = {
     "algorithm": "ppo",
+    "unit": "environment steps",
     "env": "CartPole-v1",
     "steps": 507_904,
     "seeds": 8,
@@ -35,10 +37,26 @@ SUMMARY = {
 
 
 TABLE = [
-    {"run": "a", "algorithm": "ppo", "env": "X", "config": {"clip": 0.1}, "seeds": 8, "mean": 487.25}
+    {
+        "run": "a",
+        "algorithm": "ppo",
+        "unit": "environment steps",
+        "env": "X",
+        "config": {"clip": 0.1},
+        "seeds": 8,
+        "mean": 487.25,
+    }
     | {"iqm": 500.0, "ci95": [470.5, 500.0], "headline": "return", "steps": 507_904}
     | {"steps_per_second": 5.0, "note": ""},
-    {"run": "b", "algorithm": "dpo", "env": "pairs", "config": {}, "seeds": 1, "mean": 0.75}
+    {
+        "run": "b",
+        "algorithm": "dpo",
+        "unit": "judgements",
+        "env": "pairs",
+        "config": {},
+        "seeds": 1,
+        "mean": 0.75,
+    }
     | {"iqm": 0.75, "ci95": None, "headline": "accuracy", "steps": 2_000}
     | {"steps_per_second": 5.0, "note": "b has no summary.json: it is running or was stopped"},
 ]
@@ -140,7 +158,7 @@ def test_a_config_option_changes_that_field_of_the_preset(calls, monkeypatch):
     line = "train ppo --env CartPole-v1 --config.learning-rate 1e-3 --config.num_envs 16"
     line += " --config.hidden-sizes 32x16 --config.initial-log-std -0.5 --config.value-loss plain"
     assert run(line) == 0
-    found = load.setup("ppo", "CartPole-v1", calls[0][1][2], None, {})
+    found = load.setup(algorithms.find("ppo"), "CartPole-v1", calls[0][1][2], None, {})
     assert found.preset
     assert found.config == ppo.Config(
         clip=0.3,
@@ -152,14 +170,21 @@ def test_a_config_option_changes_that_field_of_the_preset(calls, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("algorithm", options.ALL)
+@pytest.mark.parametrize("algorithm", algorithms.NAMES)
 def test_every_field_can_be_given_its_own_default(calls, algorithm):
-    fields = algorithms.fields(algorithm)
-    words = ["train", algorithm, *(["--task", "reverse"] if algorithm in algorithms.TEXT else ["--env", "X"])]
+    fields = algorithms.find(algorithm).fields()
+    words = [
+        "train",
+        algorithm,
+        *(["--task", "reverse"] if algorithms.find(algorithm).text else ["--env", "X"]),
+    ]
     for field in fields:
         words += [f"--config.{field.name.replace('_', '-')}", options.typed(field.default)]
     assert cli.main(words) == 0
-    assert algorithms.get(algorithm).Config(**calls[0][1][2]) == algorithms.get(algorithm).Config()
+    assert (
+        algorithms.find(algorithm).module.Config(**calls[0][1][2])
+        == algorithms.find(algorithm).module.Config()
+    )
 
 
 def test_environment_arguments_are_python_literals_or_strings(calls):
@@ -283,7 +308,13 @@ def test_sweep_over_text_prints_the_lowest_loss_first(calls, capsys, monkeypatch
 
 def test_train_on_text_counts_rows_and_goes_on_to_generate(calls, capsys, monkeypatch):
     told = {key: value for key, value in SUMMARY.items() if key not in ("env", "return")}
-    told |= {"algorithm": "sft", "task": "a", "headline": "loss", "loss": RETURN | {"episodes": 7}}
+    told |= {
+        "algorithm": "sft",
+        "unit": "tokens",
+        "task": "a",
+        "headline": "loss",
+        "loss": RETURN | {"episodes": 7},
+    }
     result = Result(told, Path("r"), None, None, [])
     monkeypatch.setattr(rljax, "train", lambda *a, **k: result, raising=False)
     assert run("train sft --data a.jsonl") == 0
@@ -320,18 +351,18 @@ def test_lists(capsys):
         assert part in printed
     assert run("list fields ppo") == 0
     printed = capsys.readouterr().out
-    for field in algorithms.fields("ppo"):
+    for field in algorithms.find("ppo").fields():
         assert field.name in printed
     assert "minibatch" in printed
     assert run("list environments FrozenLake-misc") == 0
     assert "16" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", options.ALL)
+@pytest.mark.parametrize("name", algorithms.NAMES)
 def test_descriptions_in_the_list_are_whole_sentences(name):
-    said = listing.first_sentence(algorithms.get(name))
+    said = listing.first_sentence(algorithms.find(name).module)
     assert said.count("(") == said.count(")")
-    paragraph = " ".join((algorithms.get(name).__doc__ or "").split())
+    paragraph = " ".join((algorithms.find(name).module.__doc__ or "").split())
     assert paragraph.removeprefix(said).startswith((". ", " "))  # the sentence, or the line before equations
     assert "\n" not in said
 
@@ -345,23 +376,23 @@ def test_environments_are_listed_with_their_kinds(capsys):
     assert any(line.startswith("FrozenLake-tabular discrete 16 discrete 4 q_learning") for line in lines)
 
 
-@pytest.mark.parametrize("algorithm", options.ALL)
+@pytest.mark.parametrize("algorithm", algorithms.NAMES)
 def test_help_says_more_than_a_symbol(algorithm):
     """Two words at least, of the field's own kind, and nothing that points elsewhere."""
-    for field in algorithms.fields(algorithm):
+    for field in algorithms.find(algorithm).fields():
         words = re.findall(r"[a-zA-Z]{2,}", field.help)
         assert len(words) > 1, (field.name, field.help)
         assert "see above" not in field.help
         if field.name == "architecture":
-            assert ("cnn" in field.help) == (algorithm in algorithms.NAMES)
+            assert ("cnn" in field.help) != algorithms.find(algorithm).text
 
 
-@pytest.mark.parametrize("algorithm", options.ALL)
+@pytest.mark.parametrize("algorithm", algorithms.NAMES)
 def test_every_field_has_help(algorithm, capsys):
-    assert not [field.name for field in algorithms.fields(algorithm) if not field.help]
+    assert not [field.name for field in algorithms.find(algorithm).fields() if not field.help]
     assert run(f"train {algorithm} --help") == 0
     printed = capsys.readouterr().out
-    for field in algorithms.fields(algorithm):
+    for field in algorithms.find(algorithm).fields():
         assert f"--config.{field.name.replace('_', '-')} " in printed
         assert field.help.split()[0] in printed
 
@@ -380,7 +411,7 @@ def test_help_of_a_text_algorithm_has_the_corpus_in_place_of_the_environment(cap
     monkeypatch.setenv("COLUMNS", "200")
     assert run("train sft --help") == 0
     printed = capsys.readouterr().out
-    for field in algorithms.fields_of(text.Corpus):
+    for field in fields_of(text.Corpus):
         assert f"--{field.name.replace('_', '-')} " in printed
         assert field.help.split()[0] in printed
     assert "--env" not in printed
@@ -554,13 +585,13 @@ def test_a_closed_pipe_is_no_traceback():
 
 
 def test_an_algorithm_is_found_by_name():
-    assert algorithms.get("ppo") is ppo
+    assert algorithms.find("ppo").module is ppo
     with pytest.raises(ValueError, match=r"no algorithm 'a3c' .*did you mean a2c\?"):
-        algorithms.get("a3c")
+        algorithms.find("a3c")
 
 
 def test_fields_know_their_type_default_and_whether_they_are_leaves():
-    fields = {field.name: field for field in algorithms.fields("ppo")}
+    fields = {field.name: field for field in algorithms.find("ppo").fields()}
     assert fields["clip"].type is float
     assert fields["clip"].default == 0.2
     assert fields["clip"].leaf
@@ -577,7 +608,7 @@ def test_help_of_a_field_comes_from_any_of_its_lines(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     import some_module  # pyright: ignore[reportMissingImports]
 
-    assert algorithms._comments(some_module.Config) == {"a": "first", "b": "second", "c": ""}
+    assert comments_of(some_module.Config) == {"a": "first", "b": "second", "c": ""}
 
 
 @pytest.mark.parametrize(("algorithm", "env"), list(presets.PRESETS))
@@ -585,23 +616,26 @@ def test_presets_make_a_config_and_an_algorithm(algorithm, env):
     from rljax import envs
     from rljax.runs import starting_model
 
-    config, used = presets.config_for(algorithm, env, {})
+    config, used = presets.config_for(algorithms.find(algorithm), env, {})
     assert used
-    if algorithm in algorithms.TEXT:
-        world, config = starting_model.world(text.tasks.make(env), algorithm, config)
+    if algorithms.find(algorithm).text:
+        world, config = starting_model.world(text.tasks.make(env), algorithms.find(algorithm), config)
     else:
         world = envs.make(env)
-    algorithms.get(algorithm).make(world, config)
+    algorithms.find(algorithm).module.make(world, config)
 
 
 def test_overrides_win_over_the_preset_and_that_over_the_defaults(monkeypatch):
     monkeypatch.setitem(presets.PRESETS, ("ppo", "X"), {"clip": 0.3, "num_envs": 7})
-    assert presets.config_for("ppo", "X", {"clip": 0.4}) == (ppo.Config(clip=0.4, num_envs=7), True)
-    assert presets.config_for("ppo", "Y", {}) == (ppo.Config(), False)
+    assert presets.config_for(algorithms.find("ppo"), "X", {"clip": 0.4}) == (
+        ppo.Config(clip=0.4, num_envs=7),
+        True,
+    )
+    assert presets.config_for(algorithms.find("ppo"), "Y", {}) == (ppo.Config(), False)
     with pytest.raises(
         ValueError, match=r"ppo\.Config has no field 'learnin_rate'; did you mean learning_rate\?"
     ):
-        presets.config_for("ppo", "X", {"learnin_rate": 1})
+        presets.config_for(algorithms.find("ppo"), "X", {"learnin_rate": 1})
 
 
 def test_a_preset_is_a_copy():

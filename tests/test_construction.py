@@ -23,7 +23,7 @@ import pytest
 import rljax
 from rljax import algorithms, checks, cli, envs
 from rljax.algorithms import c51, dqn, grpo, iqn, ppo, reinforce, sac
-from rljax.learning import replay, trainable
+from rljax.learning import fields, replay, trainable
 from rljax.math.aggregation import AGGREGATIONS
 from rljax.math.losses import VALUE_LOSSES
 from rljax.math.noise import NOISES
@@ -34,7 +34,7 @@ from rljax.runs import load, recorder, sweep, train
 from rljax.types import Env, Task
 from tests.algorithms import tasks
 
-NAMES = (*algorithms.NAMES, *algorithms.TEXT)
+NAMES = algorithms.NAMES
 VALUES: dict[str, Any] = {
     "0": 0,
     "-1": -1,
@@ -62,19 +62,19 @@ SECONDS = 20.0  # for one of them: more is a hang
 
 class Case(NamedTuple):
     algorithm: str
-    field: algorithms.Field
+    field: fields.Field
     value: str  # of VALUES
 
 
 @functools.cache
 def world(name: str) -> Env | Task:
     """Something that the algorithm can learn; its parameters are zeros, for which nothing is compiled."""
-    if name not in algorithms.TEXT:
+    if not algorithms.find(name).text:
         continuous, tabular = ("ddpg", "td3", "sac"), ("q_learning", "sarsa", "monte_carlo", "td_lambda")
         if name in (*tabular, "expected_sarsa"):
             return envs.make("FrozenLake-tabular")
         return envs.make("Pendulum-v1" if name in continuous else "CartPole-v1")
-    learns = algorithms.TEXT[name].learns
+    learns = algorithms.find(name).learns
     if learns == "text":
         return tasks.text_task()
     if learns == "demonstrations":
@@ -87,34 +87,37 @@ def world(name: str) -> Env | Task:
 
 def sizes(name: str) -> dict[str, Any]:
     """The fields that make it fit its world."""
-    kind = algorithms.TEXT.get(name)
-    if kind is None:
+    kind = algorithms.find(name)
+    if not kind.text:
         return {}
     rows = {"text": tasks.FIELDS, "demonstrations": tasks.FIELDS, "prompts": tasks.RL}
     wanted = rows.get(kind.learns) or (tasks.SCORING if name == "reward_model" else tasks.PREFERRING)
-    return {field.name: wanted[field.name] for field in algorithms.fields(name) if field.name in wanted}
+    return {field.name: wanted[field.name] for field in kind.fields() if field.name in wanted}
 
 
 def whole_table() -> list[Case]:
     return [
-        Case(name, field, value) for name in NAMES for field in algorithms.fields(name) for value in VALUES
+        Case(name, field, value)
+        for name in NAMES
+        for field in algorithms.find(name).fields()
+        for value in VALUES
     ]
 
 
 def set_up(case: Case) -> None:
     """As `rljax.train` constructs."""
     values = sizes(case.algorithm) | {case.field.name: VALUES[case.value]}
-    setup = load.setup(case.algorithm, world(case.algorithm), values, None, {})
-    setup.module.make(setup.env, setup.config)
+    setup = load.setup(algorithms.find(case.algorithm), world(case.algorithm), values, None, {})
+    setup.algorithm.module.make(setup.env, setup.config)
 
 
 def make_alone(case: Case) -> None:
-    module = algorithms.get(case.algorithm)
+    module = algorithms.find(case.algorithm).module
     values = sizes(case.algorithm) | {case.field.name: VALUES[case.value]}
     module.make(world(case.algorithm), module.Config(**values))
 
 
-def may_be_accepted(field: algorithms.Field, value: Any) -> bool:
+def may_be_accepted(field: fields.Field, value: Any) -> bool:
     """Whether a value has the type of a field at all; what its range is, only the algorithm knows."""
     kind = field.type
     if type(None) in get_args(kind) and get_origin(kind) is not Literal:
@@ -202,13 +205,13 @@ OWN = {  # and those in the module of one
 @pytest.mark.parametrize("name", NAMES)
 def test_a_choice_declares_the_names_of_its_table(name: str) -> None:
     """`checks.fields` refuses what a field's Literal has not; only a number is a leaf."""
-    for field in algorithms.fields(name):
+    for field in algorithms.find(name).fields():
         kind = get_args(field.type)[0] if type(None) in get_args(field.type) else field.type
         assert field.leaf == (kind is float)
         if get_origin(kind) is not Literal:
             assert kind in (float, int) or get_origin(kind) is tuple or field.name == "activation"
             continue
-        own = getattr(algorithms.get(name), OWN.get(field.name, ""), None)
+        own = getattr(algorithms.find(name).module, OWN.get(field.name, ""), None)
         table = SHARED.get(field.name, own)
         assert table is None or set(get_args(kind)) == set(table)
 
@@ -236,7 +239,8 @@ def command_line(number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     table = [
         (name, field, word)
         for name in algorithms.NAMES
-        for field in algorithms.fields(name)
+        if not algorithms.find(name).text
+        for field in algorithms.find(name).fields()
         for word in WORDS
     ]
     counts = Counter()
@@ -508,7 +512,7 @@ def test_a_grid_of_wrong_values_is_refused(grid: Any, line: str) -> None:
 
 
 def test_a_grid_of_numpy_s_integers_and_lists_is_plain() -> None:
-    setup = load.setup("ppo", world("ppo"), {}, None, {})
+    setup = load.setup(algorithms.find("ppo"), world("ppo"), {}, None, {})
     grid = {
         "num_envs": list(np.array([4, 8])),
         "hidden_sizes": [[8], [8, 8]],

@@ -17,7 +17,7 @@ from rljax import algorithms, envs
 from rljax.runs import presets
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-TEXT = (*(f"{name}_" for name in algorithms.TEXT), "verifiable_rewards")
+TEXT = (*(f"{name}_" for name in algorithms.NAMES if algorithms.find(name).text), "verifiable_rewards")
 SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith(TEXT))
 
 
@@ -50,9 +50,11 @@ def algorithm_of(script: Path) -> str:
 
 def test_there_is_one_for_every_algorithm_and_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {(algorithm_of(script), load(script, monkeypatch).ENV) for script in SCRIPTS}
-    wanted = {pair for pair in presets.PRESETS if pair[0] not in algorithms.TEXT}
+    wanted = {pair for pair in presets.PRESETS if not algorithms.find(pair[0]).text}
     assert found >= wanted
-    assert {name for name, _ in found} >= set(algorithms.NAMES) - set(algorithms.TEXT)
+    assert {name for name, _ in found} >= {
+        name for name in algorithms.NAMES if not algorithms.find(name).text
+    }
 
 
 def test_it_fits_on_a_page_and_uses_what_a_user_can_import(script: Path) -> None:
@@ -80,8 +82,8 @@ def test_its_docstring_names_command_hardware_minutes_and_result(script: Path) -
 def test_its_config_trains(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load(script, monkeypatch)
     (name,) = (each for each in algorithms.NAMES if hasattr(module, each))
-    assert isinstance(module.CONFIG, algorithms.get(name).Config)
-    algorithm = algorithms.get(name).make(envs.make(module.ENV), module.CONFIG)
+    assert isinstance(module.CONFIG, algorithms.find(name).module.Config)
+    algorithm = algorithms.find(name).module.make(envs.make(module.ENV), module.CONFIG)
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     jax.eval_shape(algorithm.step, jax.random.key(0), state)
     assert module.SEEDS >= 3
@@ -92,7 +94,7 @@ def test_its_config_is_the_preset_where_there_is_one(script: Path, monkeypatch: 
         pytest.skip("varies what the preset fixes")
     module = load(script, monkeypatch)
     name = algorithm_of(script)
-    expected, found = presets.config_for(name, module.ENV, {})
+    expected, found = presets.config_for(algorithms.find(name), module.ENV, {})
     assert not found or expected == module.CONFIG
 
 

@@ -18,6 +18,7 @@ import pytest
 
 import rljax
 from rljax import algorithms, envs
+from rljax.learning.fields import Field
 from rljax.models.language_models import language_model
 from rljax.runs.folder import checkpoint
 from rljax.runs.program import engine
@@ -280,16 +281,16 @@ AT_THE_START = {
 
 def leaves(row: Row) -> list[str]:
     """The leaf fields that are numbers in this row."""
-    config = algorithms.get(row.algorithm).Config(**row.fields)
-    found = [field.name for field in algorithms.fields(row.algorithm) if field.leaf]
+    config = algorithms.find(row.algorithm).module.Config(**row.fields)
+    found = [field.name for field in algorithms.find(row.algorithm).fields() if field.leaf]
     return [name for name in found if getattr(config, name) is not None]
 
 
 def test_every_leaf_is_in_force_in_some_row() -> None:
-    for name in (*algorithms.NAMES, *algorithms.TEXT):
+    for name in algorithms.NAMES:
         rows = [row for row in TABLE.values() if row.algorithm == name]
         read = {leaf for row in rows for leaf in leaves(row) if leaf not in row.idle}
-        known = {field.name for field in algorithms.fields(name) if field.leaf}
+        known = {field.name for field in algorithms.find(name).fields() if field.leaf}
         assert all(set(row.idle) <= known for row in rows), name
         words = set.intersection(*(set(row.idle) for row in rows))  # no row reads them, and each says why
         words |= {leaf for algorithm, leaf in ELSEWHERE if algorithm == name}
@@ -299,12 +300,12 @@ def test_every_leaf_is_in_force_in_some_row() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_a_leaf_changes_what_is_learnt(name: str) -> None:
     row = TABLE[name]
-    module, world = algorithms.get(row.algorithm), row.world()
+    module, world = algorithms.find(row.algorithm).module, row.world()
     config, fields = module.Config(**row.fields), leaves(row)
     changed = {field: row.values.get(field, 0.5 * getattr(config, field) or 0.5) for field in fields}
     for field, value in list(changed.items()):  # checked as a user's are
         other = config.replace(**{field: value})
-        if field in row.idle and row.algorithm in algorithms.TEXT:
+        if field in row.idle and algorithms.find(row.algorithm).text:
             with pytest.raises(
                 ValueError, match=rf"\.{field} = .* is read with .* alone: choose it, or leave"
             ):
@@ -375,7 +376,7 @@ WORDS = {
 }
 
 
-def others(field: algorithms.Field, value: Any) -> list[Any]:
+def others(field: Field, value: Any) -> list[Any]:
     """Values to put in place of `value`."""
     if field.name in OTHERS:
         return OTHERS[field.name]
@@ -405,11 +406,11 @@ def accepted(module: Any, world: Any, config: Any, network: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", [*algorithms.NAMES, *algorithms.TEXT])
+@pytest.mark.parametrize("name", algorithms.NAMES)
 def test_a_static_field_changes_the_program(name: str) -> None:
-    row, module, traced = TABLE[name], algorithms.get(name), {}
-    fields = [f for f in algorithms.fields(name) if not f.leaf]
-    if name in algorithms.TEXT:
+    row, module, traced = TABLE[name], algorithms.find(name).module, {}
+    fields = [f for f in algorithms.find(name).fields() if not f.leaf]
+    if algorithms.find(name).text:
         fields = [field for field in fields if field.name not in MODEL_FIELDS]
     world, config = row.world(), module.Config(**row.fields)
 
@@ -432,11 +433,11 @@ def test_a_static_field_changes_the_program(name: str) -> None:
         assert differs, f"{name}.{field.name} is ignored"
 
 
-@pytest.mark.parametrize("name", algorithms.TEXT)
+@pytest.mark.parametrize("name", filter(lambda name: algorithms.find(name).text, algorithms.NAMES))
 def test_a_field_of_the_model_changes_it(name: str) -> None:
     """What `init` makes and `policy` does, from parameters of the model that the Config describes."""
-    module, row = algorithms.get(name), TABLE[name]
-    known = {field.name: field for field in algorithms.fields(name)}
+    module, row = algorithms.find(name).module, TABLE[name]
+    known = {field.name: field for field in algorithms.find(name).fields()}
     sizes = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "normalization": "none"}
     sizes |= {"normalization_samples": 256}  # which nothing then reads
     base = module.Config(**row.fields).replace(**{key: sizes[key] for key in sizes if key in known})

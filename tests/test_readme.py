@@ -67,7 +67,7 @@ def test_ppo_beats_sft_with_any_seed(seed: int, tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_algorithm_has_a_row_with_its_file_and_experiment() -> None:
-    for name in (*algorithms.NAMES, *algorithms.TEXT):
+    for name in algorithms.NAMES:
         assert f"| `{name}` |" in README
     for link in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (ROOT / link).exists(), link

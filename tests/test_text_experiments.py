@@ -25,7 +25,7 @@ from rljax.types import Task
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 FIXTURE = Path(__file__).parent / "models" / "fixtures" / "llama"
-NAMES = (*(f"{name}_*" for name in algorithms.TEXT), "verifiable_rewards")
+NAMES = (*(f"{name}_*" for name in algorithms.NAMES if algorithms.find(name).text), "verifiable_rewards")
 SCRIPTS = sorted(path for name in NAMES for path in FOLDER.glob(f"{name}.py"))
 SIZES = {"length": 16, "batch_size": 4, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
 WORDS = "the cat sat on the mat and the dog ran to the man with a hat. "
@@ -47,7 +47,7 @@ def load(script: Path) -> ModuleType:
 
 def test_every_algorithm_is_in_one() -> None:
     sources = "\n".join(path.read_text() for path in SCRIPTS)
-    for name in algorithms.TEXT:
+    for name in filter(lambda name: algorithms.find(name).text, algorithms.NAMES):
         assert re.search(rf'rljax\.(train|sweep)\(\s*"{name}"|ALGORITHMS = .*"{name}"', sources), name
 
 
@@ -109,7 +109,7 @@ def config_that_starts(arguments: dict[str, Any]) -> Any:
     if task.problem is not None and starting_model.wants_warm_up(setup.algorithm, task.problem):
         blank = starting_model.blank(task.problem, config)
         task, config = starting_model.world(blank, setup.algorithm, config)
-    setup.module.make(task, config)
+    setup.algorithm.module.make(task, config)
     return setup.config
 
 
@@ -314,7 +314,7 @@ RL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_prompts": 4}
 def test_there_is_one_for_every_preset() -> None:
     module = load(FOLDER / "verifiable_rewards.py")
     found = {(name, task) for name in ("sft", *module.ALGORITHMS) for task in module.TASKS}
-    assert found == {pair for pair in presets.PRESETS if pair[0] in algorithms.TEXT}
+    assert found == {pair for pair in presets.PRESETS if algorithms.find(pair[0]).text}
 
 
 def test_what_is_asked_of_verifiable_rewards(

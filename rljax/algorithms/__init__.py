@@ -1,22 +1,22 @@
-"""The algorithms by name. Each is one module with the same names: Config, State, Metrics, make.
+"""Algorithms as values. Each is one module with the same names: Config, State, Metrics, make; the built-in
+ones are listed by name here, and nowhere else.
 
 Imported when first asked for: a list of names should not cost an import of JAX.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
-import inspect
-import io
-import textwrap
-import tokenize
-import typing
-from collections.abc import Mapping
-from types import MappingProxyType, ModuleType
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
+from rljax.learning.fields import COMMON, OF_TEXT, Field, fields_of
+
+# The only list of them: the command line, `rljax.NAME`, tables and tests derive from it.
 NAMES = (
     "reinforce",
     "a2c",
@@ -37,175 +37,151 @@ NAMES = (
     "expected_sarsa",
     "monte_carlo",
     "td_lambda",
+    "pretrain",
+    "sft",
+    "reward_model",
+    "dpo",
+    "kto",
+    "rlhf_ppo",
+    "grpo",
+    "rloo",
+    "text_reinforce",
 )
 
-
-class Kind(NamedTuple):
-    """What an algorithm of language models learns from, and what it is judged by."""
-
-    learns: str  # of a rljax.text.Problem: text, demonstrations, preferences or prompts
-    headline: str  # loss and accuracy on held-out rows; return, the reward of greedy held-out completions
-
-
-# Those that learn a Task instead of acting in an Env.
-TEXT = {
-    "pretrain": Kind("text", "loss"),
-    "sft": Kind("demonstrations", "loss"),
-    "reward_model": Kind("preferences", "accuracy"),
-    "dpo": Kind("preferences", "accuracy"),
-    "kto": Kind("preferences", "accuracy"),
-    "rlhf_ppo": Kind("prompts", "return"),
-    "grpo": Kind("prompts", "return"),
-    "rloo": Kind("prompts", "return"),
-    "text_reinforce": Kind("prompts", "return"),
-}
-
-# What arrays may be given to an algorithm as `frozen`, beside those of a task of text.
-GIVEN = {"td_lambda": "the policy to be evaluated, an (S, A) array of probabilities"}
-
-# What a field is that has no comment of its own, where every algorithm means the same by it.
-_COMMON = {
-    "advantage": "of a completion among those of its prompt",
-    "aggregation": "of token losses into one",
-    "alpha": "of LoRA: its change is scaled by alpha / rank",
-    "chunk": "positions whose logits exist at one time",
-    "critic": "the value: a head on the policy's states, or a model of its own",
-    "dtype": "of products of matrices",
-    "group_size": "completions of each prompt",
-    "groups": "that are learnt from: all, those whose rewards differ, or of more prompts as many of those",
-    "kl_controller": "of the coefficient kl: fixed, or towards kl_target",
-    "max_grad_norm": "global norm to which gradients are clipped",
-    "max_new_tokens": "of a completion; none: the task's",
-    "min_p": "of the policy: share of the best token's probability that others need; none: no limit",
-    "num_micro": "parts of a minibatch's gradient; 0: by the backend",
-    "num_prompts": "of a cycle",
-    "old_log_prob": "that ratios are of: computed again as in training, or those of sampling",
-    "overlong": "what becomes of completions without an end",
-    "patterns": "layers or leaves that train names, with wildcards",
-    "prefix_length": "positions of a trained prefix",
-    "rank": "of LoRA",
-    "reward_normalization": "of each reward before they are added: none, or per group",
-    "reward_whitening": "of the rewards of tokens: none, or their scale",
-    "top_k": "of the policy: best tokens that are drawn from; none: all",
-    "top_p": "of the policy: probability of the best tokens that are drawn from; none: all",
-    "train": "what is trained of a model",
-    "warmup_fraction": "of the run, in which the learning rate rises from 0",
-    "weight_decay": "of matrices: how much of them each update takes away, times the learning rate",
-    "activation": "of the hidden layers: tanh, relu, silu, gelu or elu",
-    "action_distribution": "of continuous actions",
-    "adam_epsilon": "ε of Adam",
-    "advantage_normalization": "over what advantages are whitened",
-    "initialization": "of kernels: orthogonal with gain √2, or lecun, which is Flax's default",
-    "architecture": "of the network: mlp for vectors, cnn for images",
-    "discount": "γ: what a reward is worth a step later",
-    "entropy_coefficient": "c_e: weight of the bonus for entropy in the loss",
-    "value_coefficient": "c_v: weight of the value's loss beside the policy's",
-    "batch_size": "transitions of an update",
-    "beta1": "of Adam's mean of gradients",
-    "beta2": "of Adam's mean of squared gradients",
-    "baseline": "what is subtracted from the return",
-    "clip_schedule": "of ε over the run",
-    "hidden_size": "width of the model",
-    "hidden_sizes": "units of each hidden layer",
-    "noise": "behind the actions: independent from step to step, or correlated in time",
-    "num_envs": "environments running in parallel",
-    "num_epochs": "passes over each rollout",
-    "num_heads": "of attention, in each block of the model",
-    "num_layers": "blocks of the model",
-    "num_minibatches": "gradient steps of each pass over a rollout",
-    "observation_normalization": "of observations, by running mean and variance",
-    "optimizer": "that the gradients go through",
-    "reward_scaling": "of rewards, by the running deviation of discounted returns",
-    "head": "of action values: plain, or a value and advantages, with a hidden layer each (dueling) or none",
-    "hidden_normalization": "layer norm of the hidden layers, before their activation",
-    "epsilon_start": "ε of ε-greedy at the start",
-    "epsilon_end": "ε of ε-greedy after exploration_fraction of the run",
-    "target": "what the action values are learnt from",
-    "replay": "how transitions are drawn: uniform or prioritized",
-    "policy_gain": "of a policy's last layer at the start; none: 0.01 of orthogonal, 1 of lecun",
-    "n_step": "rewards in a target before it bootstraps",
-    "schedule": "of the learning rate over the run",
-    "loss": "of an error: squared, or Huber's",
-    "temperature": "of the entropy: learnt, or initial_temperature throughout",
-    "torso": "whether policy and value have layers in common",
-    "value_loss": "squared error, or the larger of it and its clipped form",
+# What an algorithm may learn from, and what it is then judged by: episodes of an Env, or that part of a Task.
+HEADLINES = {
+    "episodes": "return",
+    "text": "loss",
+    "demonstrations": "loss",
+    "preferences": "accuracy",
+    "prompts": "return",
 }
 
 
-# The same, where algorithms of language models mean something else.
-_OF_TEXT = {
-    "architecture": "of a model from scratch, where no model is named",
-    "loss": "whose ratio is clipped: a token's, a sequence's (GSPO), or a token's as a weight (CISPO)",
+# What the steps of a run are then.
+UNITS = {
+    "episodes": "environment steps",
+    "text": "tokens",
+    "demonstrations": "tokens",
+    "preferences": "judgements",
+    "prompts": "completions",
 }
 
 
-class Field(NamedTuple):
-    """A field of an algorithm's Config, as help and tables show it."""
+class Definition(NamedTuple):
+    """An algorithm as a value: its module, and what the module says of itself.
 
-    name: str
-    type: Any
-    default: Any
-    leaf: bool  # a number that a sweep varies in one compilation, not a static choice
-    help: str
+    A module defines an algorithm if it has `Config`, `State`, `Metrics` and `make(world, config, network,
+    frozen)`. It may say `LEARNS`, the part of a Task that it learns from (it acts in an Env if it says
+    nothing), and `FROZEN`, what arrays may be given to it as `frozen=`.
+    """
 
+    name: str  # in titles, names of folders and config.json
+    module: Any
+    learns: str  # a name of HEADLINES
+    frozen: str  # what frozen= gives; "" takes nothing
 
-def get(name: str) -> ModuleType:
-    """The module of the algorithm called `name`. ValueError with the nearest name where there is none."""
-    known = (*NAMES, *TEXT)
-    if name not in known:
-        from rljax.checks import suggest
+    @property
+    def text(self) -> bool:
+        """Whether it learns from a Task instead of acting in an Env."""
+        return self.learns != "episodes"
 
-        raise ValueError(f"no algorithm {name!r} (there are {', '.join(known)}){suggest(name, known)}")
-    return importlib.import_module(f"rljax.algorithms.{name}")
+    @property
+    def headline(self) -> str:
+        """What it is judged by: return, loss or accuracy."""
+        return HEADLINES[self.learns]
 
+    @property
+    def unit(self) -> str:
+        """What the steps of a run are."""
+        return UNITS[self.learns]
 
-def headline(name: str) -> str:
-    """What the algorithm called `name` is judged by: return, loss or accuracy."""
-    return TEXT[name].headline if name in TEXT else "return"
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of NAMES, and not the user's own."""
+        return self.module is sys.modules.get(f"rljax.algorithms.{self.name}")
 
-
-# What the steps of a run are, by what it learns from.
-_UNITS = {"text": "tokens", "demonstrations": "tokens", "preferences": "judgements", "prompts": "completions"}
-
-
-def unit(name: str) -> str:
-    """What the steps of a run of the algorithm called `name` are."""
-    return _UNITS[TEXT[name].learns] if name in TEXT else "environment steps"
-
-
-def fields(name: str) -> tuple[Field, ...]:
-    """The Config fields of the algorithm called `name`."""
-    return fields_of(get(name).Config, _COMMON | _OF_TEXT if name in TEXT else _COMMON)
-
-
-def fields_of(config: type, common: Mapping[str, str] = MappingProxyType({})) -> tuple[Field, ...]:
-    """The fields of a dataclass; the comment beside each in the source is its help, else that in `common`."""
-    types, comments = typing.get_type_hints(config), _comments(config)
-    return tuple(
-        Field(
-            each.name,
-            types[each.name],
-            None if each.default is dataclasses.MISSING else each.default,
-            each.metadata.get("pytree_node", True),
-            comments.get(each.name) or common.get(each.name, ""),
-        )
-        for each in dataclasses.fields(config)
-    )
+    def fields(self) -> tuple[Field, ...]:
+        """The fields of its Config."""
+        return fields_of(self.module.Config, COMMON | OF_TEXT if self.text else COMMON)
 
 
-def _comments(config: type) -> dict[str, str]:
-    """The comments on the lines of each annotated field in a class's source; none without a source."""
+AlgorithmLike = str | Path | ModuleType | Definition  # what `find` takes
+
+
+def find(given: AlgorithmLike) -> Definition:
+    """The algorithm that is meant: a name of NAMES, the path of a Python file, the dotted name of a module,
+    or the module itself (any object with its names will do).
+
+    Raises: ValueError with the nearest name, or saying what a module lacks; FileNotFoundError.
+    """
+    if isinstance(given, Definition):
+        return given
+    module: Any = _imported(str(given)) if isinstance(given, str | Path) else given
+    missing = [name for name in ("Config", "make") if not callable(getattr(module, name, None))]
+    if missing or not dataclasses.is_dataclass(module.Config):
+        lacks = f"has no {missing[0]}" if missing else "has a Config that is no dataclass"
+        called = getattr(module, "__name__", type(module).__name__)
+        wanted = "an algorithm is a name, a file, or a module with Config, State, Metrics and make"
+        raise ValueError(f"{called} {lacks}: {wanted}")
+    name, known = _name(module), {field.name for field in dataclasses.fields(module.Config)}
+    for needed in ("total_steps", "initial_steps", "steps_per_iteration"):
+        if needed not in known and not hasattr(module.Config, needed):
+            raise ValueError(f"{name}.Config has no {needed}: rljax.ppo.Config shows what runs read of it")
+    learns = getattr(module, "LEARNS", "episodes")
+    if learns not in HEADLINES:
+        raise ValueError(f"{name}.LEARNS = {learns!r}: must be one of {', '.join(HEADLINES)}")
+    return Definition(name, module, learns, getattr(module, "FROZEN", ""))
+
+
+def _imported(name: str) -> Any:
+    """The module of a built-in algorithm, of a file, or with a dotted name."""
+    if name in NAMES:
+        return importlib.import_module(f"rljax.algorithms.{name}")
+    if name.endswith(".py"):
+        return from_file(Path(name))
+    if "." in name:
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"no module {name!r} ({error}): give the path of its file, or its name"
+            ) from error
+    from rljax.checks import suggest
+
+    own = "; an own one is the path of its file, mine.py"
+    raise ValueError(f"no algorithm {name!r} (there are {', '.join(NAMES)}){suggest(name, NAMES) or own}")
+
+
+def from_file(path: Path) -> Any:
+    """The module in this file, executed once: asked for again, it is the same module.
+
+    Raises: FileNotFoundError; ValueError where the file cannot be executed.
+    """
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path):
+            return module
+    name = path.stem if path.stem not in sys.modules else f"{path.stem} of {path.parent}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their types up there
     try:
-        source = textwrap.dedent(inspect.getsource(config))
-    except OSError:
-        return {}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {
-        token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT
-    }
-    found = {}
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            found[node.target.id] = " ".join(comments[line] for line in lines if line in comments)
-    return found
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise ValueError(f"{path} cannot be imported: {told}") from error
+    return module
+
+
+def _name(module: Any) -> str:
+    """What runs call it: the last part of the module's name; of a script the name of its file."""
+    name = getattr(module, "__name__", "")
+    if name == "__main__" or " of " in name:
+        name = Path(getattr(module, "__file__", "") or "script").stem
+    return name.rpartition(".")[2] or type(module).__name__

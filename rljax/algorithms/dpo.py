@@ -37,6 +37,8 @@ from rljax.learning.preference_batches import LogProb
 from rljax.math import preferences
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
+LEARNS = "preferences"
+
 
 @struct.dataclass
 class Config:

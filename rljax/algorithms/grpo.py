@@ -40,6 +40,8 @@ from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyT
 ADVANTAGES = {"standardised": groups.standardised, "centred": groups.centred}
 DIVERGENCES = {"k2": divergences.k2, "k3": divergences.k3}
 
+LEARNS = "prompts"
+
 
 @struct.dataclass
 class Config:

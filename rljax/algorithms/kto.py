@@ -33,6 +33,8 @@ from rljax.learning import maximum_likelihood, preference_batches, trainable
 from rljax.math import preferences
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
+LEARNS = "preferences"
+
 
 @struct.dataclass
 class Config:

@@ -33,6 +33,8 @@ from rljax.text import corpus as corpora
 from rljax.text.data import Block, Example, block_batch
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
+LEARNS = "text"
+
 
 @struct.dataclass
 class Config:

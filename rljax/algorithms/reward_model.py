@@ -38,6 +38,8 @@ from rljax.text import Sampling, data, generate, rewards
 from rljax.text.data import Pairs
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
 
+LEARNS = "preferences"
+
 
 @struct.dataclass
 class Config:

@@ -32,6 +32,8 @@ from rljax.models.language_heads import value_head
 from rljax.models.token_losses import per_token
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
 
+LEARNS = "prompts"
+
 
 @struct.dataclass
 class Config:

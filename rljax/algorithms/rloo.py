@@ -27,6 +27,8 @@ from rljax.math import groups, losses, masked
 from rljax.math.aggregation import sequence_mean
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
 
+LEARNS = "prompts"
+
 
 @struct.dataclass
 class Config:

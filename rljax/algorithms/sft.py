@@ -38,6 +38,8 @@ from rljax.text import Corpus, data
 from rljax.text import corpus as corpora
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, PyTree, Task
 
+LEARNS = "demonstrations"
+
 
 @struct.dataclass
 class Config:

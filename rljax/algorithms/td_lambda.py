@@ -39,6 +39,8 @@ TRACES: dict[str, Callable[[Array, Array], Array]] = {
     "replacing": lambda trace, state: trace.at[state].set(1.0),
 }
 
+FROZEN = "the policy to be evaluated, an (S, A) array of probabilities"
+
 
 @struct.dataclass
 class Config:

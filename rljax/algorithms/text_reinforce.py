@@ -37,6 +37,8 @@ from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Pro
 
 BASELINES = ("none", "moving", "batch", "leave_one_out", "greedy")
 
+LEARNS = "prompts"
+
 
 @struct.dataclass
 class Config:

@@ -126,8 +126,8 @@ def _with_names(command: type, several: bool) -> type:
     """`command` with a subcommand for each algorithm, and names of environments: a shell completes them."""
     from tyro.conf import arg, subcommand
 
-    from rljax import envs
-    from rljax.cli.options import ALL, kind
+    from rljax import algorithms, envs
+    from rljax.cli.options import kind
 
     names = dataclasses.replace(kind(str, "NAME"), choices=envs.names())
     fields: list[Any] = [("env", Annotated[str, names], "")]
@@ -137,7 +137,8 @@ def _with_names(command: type, several: bool) -> type:
     )
     named = made(fields, (command,))
     each = [
-        Annotated[_with_config(named, [name], several), subcommand(name, prefix_name=False)] for name in ALL
+        Annotated[_with_config(named, [name], several), subcommand(name, prefix_name=False)]
+        for name in algorithms.NAMES
     ]
     return made([("choice", Annotated[Union[tuple(each)], arg(name="")])], ())  # noqa: UP007
 
@@ -151,33 +152,35 @@ def _with_config(command: type, words: list[str], several: bool) -> type:
     from rljax import algorithms
     from rljax.cli.options import OfTask, Rewarded, WithoutEnv, config_options, corpus_options
 
-    found = [word for word in words if word in (*algorithms.NAMES, *algorithms.TEXT)]
+    named = [word for word in words if word in algorithms.NAMES or word.endswith(".py")]
     if words and not words[0].startswith("-"):
-        found = [words[0]]
-        algorithms.get(words[0])
-    if not found:
+        named = [words[0]]
+    if not named:
         return command
+    algorithm = algorithms.find(named[0])
     env = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name in ("--env", "--task"):
             env = value if equals else following
-    options = config_options(found[0], env, several)
+    options = config_options(algorithm, env, several)
     fields: list[Any] = [("config", options, dataclasses.field(default_factory=options))]
     bases: tuple[type, ...] = (command,)
     given = {word.partition("=")[0] for word in words}
-    if found[0] in algorithms.TEXT:
-        files = algorithms.TEXT[found[0]].learns in ("text", "demonstrations")
+    if algorithm.text:
+        files = algorithm.learns in ("text", "demonstrations")
         if given & {"--env", "--env-argument"}:
             place = "--data FILE or --task NAME" if files else "--task NAME"
-            raise ValueError(f"{found[0]} learns text: add {place} in place of --env")
+            raise ValueError(f"{algorithm.name} learns text: add {place} in place of --env")
         if files:
             corpus = corpus_options()
             shown = Annotated[corpus, OmitArgPrefixes]
             fields.append(("corpus", shown, dataclasses.field(default_factory=corpus)))
         bases = (WithoutEnv, OfTask if files else Rewarded, command)
     elif wrong := given & {"--data", "--task"}:
-        raise ValueError(f"{found[0]} learns in an environment: add --env NAME in place of {min(wrong)}")
+        raise ValueError(
+            f"{algorithm.name} learns in an environment: add --env NAME in place of {min(wrong)}"
+        )
     return dataclasses.make_dataclass(
         command.__name__,  # with this and the module tyro finds the comments in the source
         fields,

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 import rljax
-from rljax import algorithms
 from rljax.cli.options import (
     Count,
     Flag,
@@ -49,6 +48,8 @@ class Train(Training):
     init: Annotated[Path | None, kind(Path, "RUN"), Optional] = None
     # The member of --init that all seeds start from.
     init_member: Annotated[Member, Optional] = None
+    # Resume though the file of your own algorithm is another by now.
+    changed_algorithm: Flag = False
 
     def run(self) -> None:
         world = self.world()
@@ -56,11 +57,12 @@ class Train(Training):
         if self.resume and self.out is None:
             raise ValueError("--resume continues the run in a folder: name it with --out")
         keywords |= {"resume": self.resume, "init": self.init, "init_member": self.init_member}
+        keywords["changed_algorithm"] = self.changed_algorithm
         result = in_folder(self.out is not None, rljax.train, self.algorithm, world, given, **keywords)
         print_summary(result.summary, result.folder)
         if result.folder is not None:
             folder = shlex.quote(str(result.folder))
-            show = "generate" if self.algorithm in algorithms.TEXT else "render"
+            show = "generate" if self.definition().text else "render"
             shown = [] if self.algorithm == "reward_model" else [f"rljax {show} {folder}"]
             print_next(f"rljax report {folder}", *shown, f"rljax evaluate {folder}")
 
@@ -85,7 +87,7 @@ class Sweep(Training):
             example = "--config.learning-rate 1e-4,1e-3"
             raise ValueError(f"nothing to sweep: give a Config field several values, such as {example}")
         result = in_folder(self.out is not None, rljax.sweep, self.algorithm, world, grid, fixed, **keywords)
-        headline = algorithms.headline(self.algorithm)
+        headline = self.definition().headline
         ranked = rank(result.members, list(grid), headline)
         from rljax.checks import counted
 
@@ -120,6 +122,10 @@ class Evaluate:
     checkpoint: Annotated[
         int | None, kind(whole, "ITERATION"), arg(help_behavior_hint="(default: the newest)")
     ] = None
+    # The file of the run's own algorithm, where it has moved.
+    algorithm: Annotated[Path | None, kind(Path, "FILE"), Optional] = None
+    # Evaluate though that file is another by now.
+    changed_algorithm: Flag = False
 
     task: Annotated[str, kind(str, "NAME"), Optional] = ""  # A task of text to judge a model by.
     # An argument of the task, such as digits=3; may be repeated.
@@ -157,6 +163,8 @@ class Evaluate:
             seed=self.seed,
             member=self.member,
             checkpoint_iteration=self.checkpoint,
+            algorithm=self.algorithm,
+            changed_algorithm=self.changed_algorithm,
         )
 
 
@@ -188,6 +196,11 @@ class Render:
     out: Annotated[Path | None, kind(Path, "FILE"), arg(help_behavior_hint="(default: one in RUN)")] = None
     member: Count = 0  # Whose policy.
     seed: Count = 0  # Of the episode.
+    # The file of the run's own algorithm, where it has moved.
+    algorithm: Annotated[Path | None, kind(Path, "FILE"), Optional] = None
+    # Draw though that file is another by now.
+    changed_algorithm: Flag = False
 
     def run(self) -> None:
-        print(rljax.render(self.folder, out=self.out, member=self.member, seed=self.seed))
+        own = {"algorithm": self.algorithm, "changed_algorithm": self.changed_algorithm}
+        print(rljax.render(self.folder, out=self.out, member=self.member, seed=self.seed, **own))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from rljax import algorithms
-from rljax.cli.options import ALL, Optional, kind, one_of, typed
+from rljax.cli.options import Optional, kind, one_of, typed
 from rljax.cli.printing import print_table
 
 KINDS = ("algorithms", "environments", "tasks", "presets", "fields")
@@ -29,7 +29,7 @@ class List:
 
     def run(self) -> None:
         if self.what in (None, "algorithms"):
-            rows = [[name, first_sentence(algorithms.get(name))] for name in ALL]
+            rows = [[name, first_sentence(algorithms.find(name).module)] for name in algorithms.NAMES]
             print_table("algorithms", ["algorithm", "what it is"], rows)
         if self.what in (None, "environments"):
             _list_environments(self.name)
@@ -42,7 +42,7 @@ class List:
             _list_presets(self.name)
         if self.what == "fields":
             if self.name is None:
-                raise ValueError(f"fields of which algorithm? rljax list fields {'|'.join(ALL)}")
+                raise ValueError(f"fields of which algorithm? rljax list fields {'|'.join(algorithms.NAMES)}")
             _list_fields(self.name)
 
 
@@ -71,7 +71,7 @@ def _list_presets(algorithm: str | None) -> None:
     from rljax.runs.presets import PRESETS
 
     if algorithm is not None:
-        algorithms.get(algorithm)
+        algorithms.find(algorithm)
     show = lambda fields: ", ".join(f"{name}={typed(value)}" for name, value in fields.items())
     rows = [[*pair, show(fields)] for pair, fields in PRESETS.items() if algorithm in (None, pair[0])]
     print_table("presets", ["algorithm", "environment", "fields that differ from the defaults"], rows)
@@ -79,7 +79,7 @@ def _list_presets(algorithm: str | None) -> None:
 
 def _list_fields(algorithm: str) -> None:
     rows = []
-    for field in algorithms.fields(algorithm):
+    for field in algorithms.find(algorithm).fields():
         kind = getattr(field.type, "__name__", str(field.type))
         if kind == "Literal":
             kind = " | ".join(field.type.__args__)

@@ -15,6 +15,7 @@ import tyro
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
 from rljax import algorithms
+from rljax.learning.fields import Field, fields_of
 
 
 def kind(parse: Callable[[str], Any], metavar: str) -> Any:
@@ -89,7 +90,7 @@ def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
     return {float: (real, "FLOAT"), int: (whole, "INT")}.get(annotation, (str, "NAME"))
 
 
-def config_options(algorithm: str, env: str, several: bool) -> type:
+def config_options(algorithm: algorithms.Definition, env: str, several: bool) -> type:
     """A dataclass with the Config fields of `algorithm`, all None where the command line does not give them.
 
     Args:
@@ -98,9 +99,9 @@ def config_options(algorithm: str, env: str, several: bool) -> type:
     """
     from rljax.runs.presets import preset
 
-    found = preset(algorithm, env) or {}
+    found = (preset(algorithm.name, env) if algorithm.built_in else None) or {}
     options = []
-    for field in algorithms.fields(algorithm):
+    for field in algorithm.fields():
         parse, metavar = _reader(field.type)
         if several:
             parse = lambda text, one=parse: [one(word) for word in text.split(",")]
@@ -118,7 +119,7 @@ def corpus_options() -> type:
     from rljax.text import Corpus
 
     options: list[Any] = []
-    for field in algorithms.fields_of(Corpus):
+    for field in fields_of(Corpus):
         shown = arg(help=field.help, help_behavior_hint=_default(field))
         if field.name in FILES:
             shown = arg(help=f"{field.help}; may be repeated", metavar="FILE", help_behavior_hint="")
@@ -133,7 +134,7 @@ def corpus_options() -> type:
 FILES = ("data", "held_out")  # fields of a corpus that are several files
 
 
-def _default(field: algorithms.Field) -> str:
+def _default(field: Field) -> str:
     return "(optional)" if field.default in ("", False, None) else f"(default: {typed(field.default)})"
 
 
@@ -144,14 +145,14 @@ Optional = arg(help_behavior_hint="(optional)")
 Flag = Annotated[bool, arg(help_behavior_hint="")]
 
 
-ALL = (*algorithms.NAMES, *algorithms.TEXT)
+KNOWN = f"{', '.join(algorithms.NAMES)}; or the file of your own, mine.py"
 
 
 @dataclass(kw_only=True)
 class Training:
     """What training one configuration and sweeping over many have in common."""
 
-    algorithm: Annotated[Positional[str], arg(metavar="ALGORITHM", help=", ".join(ALL))]
+    algorithm: Annotated[Positional[str], arg(metavar="ALGORITHM", help=KNOWN)]
     # The environment; `rljax list environments` shows them. The help of pretrain and sft has --data instead.
     env: Annotated[str, kind(str, "NAME"), arg(help_behavior_hint="(required)")] = ""
     # A constructor argument or parameter of the environment, such as length=0.7; may be repeated.
@@ -181,11 +182,15 @@ class Training:
         given = {} if config is None else dataclasses.asdict(config)
         return {name: value for name, value in given.items() if value is not None}
 
+    def definition(self) -> algorithms.Definition:
+        """The algorithm, resolved."""
+        return algorithms.find(self.algorithm)
+
     def world(self) -> Any:
         """What is learnt from: the name of an environment or of a task, or a Corpus."""
         if task := getattr(self, "task", ""):
             return task
-        if self.algorithm not in algorithms.TEXT:
+        if not self.definition().text:
             if not self.env:
                 raise ValueError(
                     "which environment? Add --env NAME; `rljax list environments` shows the names"
@@ -193,7 +198,7 @@ class Training:
             return self.env
         given = self.corpus_values()
         if isinstance(self, Rewarded):
-            judged = algorithms.TEXT[self.algorithm].learns == "preferences"
+            judged = self.definition().learns == "preferences"
             name = "preferences" if judged and self.data else "NAME"
             raise ValueError(f"which task? Add --task {name}; `rljax list tasks` shows the names")
         if "data" not in given:
@@ -220,7 +225,7 @@ class Training:
             name: getattr(self, name) for name in names if name not in ("algorithm", "env", "env_argument")
         }
         name = world if isinstance(world, str) else world.name
-        shared["out"] = self.out or Path("runs") / f"{prefix}{self.algorithm}-{name}"
+        shared["out"] = self.out or Path("runs") / f"{prefix}{self.definition().name}-{name}"
         shared["env_arguments"] = dict(map(key_and_value, self.env_argument))
         return shared | (self.of_task() if isinstance(self, OfTask) and self.task else {})
 

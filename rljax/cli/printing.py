@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rljax import algorithms
 from rljax.cli.options import typed
 
 
@@ -31,7 +30,7 @@ def print_summary(summary: Mapping[str, Any], folder: Path | None) -> None:
     """The few numbers that a finished run is about."""
     ended = "" if summary.get("finished", True) else ", not finished"
     world = summary.get("env") or summary["task"]
-    unit = algorithms.unit(summary["algorithm"])
+    unit = summary["unit"]
     print(f"{summary['algorithm']} on {world}: {summary['steps']:,} {unit} per seed{ended}")
     headline = summary["headline"]
     print(f"{headline:9} {statistics(summary[headline], measured(headline, 'task' in summary))}")
@@ -107,7 +106,7 @@ def print_report(rows: Sequence[Mapping[str, Any]]) -> None:
         interval = "–" if row["ci95"] is None else "{} to {}".format(*map(figure, row["ci95"]))
         names = [row["run"], row["algorithm"], row["env"], swept, row["headline"].replace("_", " ")]
         numbers = [figure(row["mean"]), figure(row["iqm"]), interval, str(row["seeds"])]
-        steps = "–" if row["steps"] is None else f"{row['steps']:,} {algorithms.unit(row['algorithm'])}"
+        steps = "–" if row["steps"] is None else f"{row['steps']:,} {row['unit']}"
         lines.append([*names, *numbers, steps])
     print_table("runs", columns, lines)
     for note in dict.fromkeys(row["note"] for row in rows if row["note"]):

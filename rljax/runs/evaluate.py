@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rljax import algorithms, checks
+from rljax import checks
+from rljax.algorithms import AlgorithmLike
 from rljax.runs import alike, load, stopping
 from rljax.runs.folder import checkpoint, restore
 from rljax.runs.program import engine
@@ -28,6 +29,8 @@ def evaluate(
     env: Env | Task | None = None,
     network: Network | LanguageModel | None = None,
     frozen: PyTree = None,
+    algorithm: AlgorithmLike | None = None,
+    changed_algorithm: bool = False,
 ) -> dict[str, Any]:
     """Run the policies of a run for `episodes` complete episodes each, in parallel: no bias towards short
     ones.
@@ -39,6 +42,8 @@ def evaluate(
         member: only this one; None takes all.
         checkpoint_iteration: None takes the newest complete checkpoint.
         env, network, frozen: where the run was made with ones of your own.
+        algorithm: your own, where it is not found again; `changed_algorithm` allows that its file is another
+            by now.
 
     Returns: {"return", "episode_length": statistics over seeds; "iteration", "greedy"}. Of text that is
     rewarded these are of greedy completions of held-out prompts, at most `episodes`, and "unscored" is the
@@ -50,7 +55,7 @@ def evaluate(
     """
     (seed,) = load.numbers(seed, 1)
     episodes = checks.whole("episodes", episodes, low=1)
-    told, found, swept = load.description(run, env, network, frozen)
+    told, found, swept = load.description(run, env, network, frozen, algorithm, changed_algorithm)
     if isinstance(found.env, Task) and not greedy:
         raise ValueError("held-out completions are greedy: leave out --sampled")
     number = len(told["seeds"])
@@ -60,12 +65,14 @@ def evaluate(
     chosen = list(range(number)) if member is None else [member]
     varied = {name: np.asarray(column)[chosen] for name, column in swept.items()}
     seeds = [told["seeds"][i] for i in chosen]
-    program = engine.build(found.module.make, found.env, found.config, varied, seeds, network, frozen)
+    program = engine.build(
+        found.algorithm.module.make, found.env, found.config, varied, seeds, network, frozen
+    )
     arrays = {name: array[chosen] for name, array in restored.leaves.items()}
     stopping.check("interrupted")
     states = program.place(program.unhost(checkpoint.rebuild(program.template(), arrays, restored.path)))
     returns, lengths, complete = program.fetch(program.evaluate(states, seed, episodes, greedy))
-    headline = algorithms.headline(told["algorithm"])
+    headline = found.algorithm.headline
     text = isinstance(found.env, Task)
     measured = statistics.measured(headline, text, returns, lengths, complete)
     result: dict[str, Any] = {headline: statistics.headline(measured.means.tolist(), measured.number)}

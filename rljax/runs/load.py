@@ -6,13 +6,13 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rljax import algorithms, checks, envs
+from rljax import checks, envs
+from rljax.algorithms import AlgorithmLike, Definition
 from rljax.runs import foreign, presets, starting_model
 from rljax.runs.folder import checkpoint, files, restore
 from rljax.runs.program import engine
@@ -29,8 +29,7 @@ READ = ("length", "batch_size", "dtype", "architecture")
 class Setup(NamedTuple):
     """What is to be trained, resolved from names."""
 
-    algorithm: str
-    module: ModuleType
+    algorithm: Definition
     env_name: str
     env: Env | Task
     env_arguments: dict[str, Any]
@@ -46,13 +45,13 @@ class Loaded(NamedTuple):
     algorithm: Algorithm
     env: Env | Task
     state: PyTree
-    module: ModuleType
+    module: Any  # with Config, State, Metrics and make
     config: Any
     seed: int
 
 
 def setup(
-    algorithm: str,
+    algorithm: Definition,
     env: str | Env | Task | Corpus | Problem,
     config: Any,
     steps: float | None,
@@ -64,13 +63,12 @@ def setup(
 
     Raises: ValueError with the nearest name, or naming the field that is wrong; FileNotFoundError.
     """
-    module = algorithms.get(algorithm)
-    text = algorithm in algorithms.TEXT
+    module, text = algorithm.module, algorithm.text
     corpus, problem = _nouns() if text else ((), ())
     _check_world(algorithm, env, (corpus, problem, Task) if text else (Env,))
     if not isinstance(env, str) and isinstance(env, corpus) and not hasattr(module, "read"):
         raise ValueError(
-            f"{algorithm} needs a task, a rljax.text.Problem or its name; {env.name} is a Corpus"
+            f"{algorithm.name} needs a task, a rljax.text.Problem or its name; {env.name} is a Corpus"
         )
     own = not isinstance(env, str) and getattr(env, "arguments", None) is None
     if isinstance(env, problem):
@@ -98,7 +96,7 @@ def setup(
     if not isinstance(config, module.Config):
         raise ValueError(
             f"config is a {type(config).__module__}.{type(config).__name__}: "
-            f"{algorithm} takes a {module.__name__}.Config, or a dict of its fields"
+            f"{algorithm.name} takes a {module.Config.__module__}.Config, or a dict of its fields"
         )
     if steps is not None:
         config = config.replace(total_steps=steps)
@@ -107,16 +105,16 @@ def setup(
         world, own = module.read(world, config), False
     if isinstance(world, problem):
         world, config = starting_model.world(world, algorithm, config)
-    return Setup(algorithm, module, name, world, env_arguments, config, preset, own)
+    return Setup(algorithm, name, world, env_arguments, config, preset, own)
 
 
-def _check_world(algorithm: str, world: Any, kinds: tuple[Any, ...]) -> None:
+def _check_world(algorithm: Definition, world: Any, kinds: tuple[Any, ...]) -> None:
     """ValueError where this is neither a name nor what the algorithm learns from, with a hint where it is an
     object of another library.
     """
     if isinstance(world, (str, *kinds)):
         return
-    text = algorithm in algorithms.TEXT
+    text = algorithm.text
     needs = "a task, a rljax.text.Problem or its name" if text else "an environment"
     if isinstance(world, Env | Task):
         what = f"{world.name} is a {type(world).__name__}"
@@ -124,7 +122,7 @@ def _check_world(algorithm: str, world: Any, kinds: tuple[Any, ...]) -> None:
         what = f"what is given {hint}"
     else:
         what = f"{getattr(world, 'name', 'this')} is a {type(world).__name__}"
-    raise ValueError(f"{algorithm} needs {needs}; {what}")
+    raise ValueError(f"{algorithm.name} needs {needs}; {what}")
 
 
 def _sound(config: Any) -> Any:
@@ -145,11 +143,12 @@ def _nouns() -> tuple[Any, Any]:
     return Corpus, Problem
 
 
-def check_frozen(algorithm: str, frozen: PyTree) -> None:
+def check_frozen(algorithm: Definition, frozen: PyTree) -> None:
     """ValueError where an algorithm is given arrays that it does not look at."""
-    if frozen is not None and algorithm not in algorithms.GIVEN:
-        takes = ", ".join(f"{name} ({what})" for name, what in algorithms.GIVEN.items())
-        raise ValueError(f"frozen= is for {takes}: {algorithm} is given nothing, leave it out")
+    if frozen is not None and not algorithm.frozen:
+        raise ValueError(
+            f"frozen= is for an algorithm that is given arrays: {algorithm.name} is not, leave it out"
+        )
 
 
 def _changed(problem: Any) -> bool:
@@ -172,12 +171,12 @@ def with_fields(setup: Setup, static: dict[str, Any]) -> Setup:
     config, env = _sound(setup.config.replace(**static)), setup.env
     same = all(getattr(config, name, None) == getattr(setup.config, name, None) for name in READ)
     if isinstance(env, Task) and env.corpus is not None and not same:
-        env = setup.module.read(env.corpus, config)
+        env = setup.algorithm.module.read(env.corpus, config)
     if isinstance(env, Task) and env.problem is not None and env.model is not None and not same:
         changed = [name for name in (*starting_model.SIZES, "dtype") if name in static]
         if changed:
             raise ValueError(
-                f"{setup.algorithm}.Config.{changed[0]} is that of the model to begin with: train apart"
+                f"{setup.algorithm.name}.Config.{changed[0]} is that of the model to begin with: train apart"
             )
     return setup._replace(config=config, env=env)
 
@@ -196,6 +195,8 @@ def description(
     env: Env | Task | Problem | None = None,
     network: Network | LanguageModel | None = None,
     frozen: PyTree = None,
+    algorithm: AlgorithmLike | None = None,
+    changed_algorithm: bool = False,
 ) -> tuple[dict[str, Any], Setup, dict[str, Any]]:
     """A run's config.json, its set-up, and what differs between its members (field -> list).
 
@@ -207,16 +208,19 @@ def description(
     from rljax.text.problem import read_back
 
     told = files.read(run)
-    check_frozen(told["algorithm"], frozen)
+    definition = restore.algorithm_of(run, told, algorithm, changed_algorithm)
+    check_frozen(definition, frozen)
     for name, given in (("env", env), ("network", network), ("frozen", frozen)):
         if name in told["own"] and given is None:
             raise ValueError(
                 f"{run} was trained with {name}= of your own: pass the same {name}= again, from Python"
             )
-    module, config, swept = restore.configured(run, told)
+    config, swept = restore.configured(run, told, definition)
     start = starting_model.Start(**told["start"]) if told.get("start") else None
     world = (
-        _world(told, module, config, starting_model.tokenizer_of(start, Path(run))) if env is None else env
+        _world(told, definition.module, config, starting_model.tokenizer_of(start, Path(run)))
+        if env is None
+        else env
     )
     told = dict(told)
     if isinstance(world, Task) and world.problem is not None:
@@ -227,7 +231,7 @@ def description(
             begun = start._replace(reward="")
             told["frozen"] = {name: sum_ for name, sum_ in told["frozen"].items() if name != "rewards"}
         world = starting_model.started(world, begun, config, files.at(run), network)
-        world, config = starting_model.world(world, told["algorithm"], config)
+        world, config = starting_model.world(world, definition, config)
     if isinstance(world, Task) != ("task" in told):
         raise ValueError(f"{run} learnt {files.world(told)}, not {world.name}: pass what it was trained on")
     if not isinstance(world, Task) and (wrong := files.changed(told, files.given(frozen).get("frozen", {}))):
@@ -239,13 +243,11 @@ def description(
         if wrong := files.changed(told, sums):
             raise ValueError(f"{run} cannot go on with other data: {wrong}; give the same")
     arguments = told.get("env_arguments", {})
-    found = Setup(
-        told["algorithm"], module, files.world(told), world, arguments, config, told["preset"], start=start
-    )
+    found = Setup(definition, files.world(told), world, arguments, config, told["preset"], start=start)
     return told, found, swept
 
 
-def _world(told: dict[str, Any], module: ModuleType, config: Any, tokenizer: Any) -> Any:
+def _world(told: dict[str, Any], module: Any, config: Any, tokenizer: Any) -> Any:
     """What a run was trained on, made or read again."""
     if told.get("task_arguments"):
         arguments = dict(told["task_arguments"])
@@ -264,25 +266,32 @@ def load(
     env: Env | Task | Problem | None = None,
     network: Network | LanguageModel | None = None,
     frozen: PyTree = None,
+    algorithm: AlgorithmLike | None = None,
+    changed_algorithm: bool = False,
 ) -> Loaded:
-    """One member of a run: pass `env`, `network` and `frozen` where the run was made with ones of your own.
+    """One member of a run.
+
+    Args:
+        env, network, frozen: where the run was made with ones of your own.
+        algorithm: your own, where it is not found again; `changed_algorithm` allows that its file is another
+            by now.
 
     Raises: ValueError or FileNotFoundError in one line.
     """
-    told, found, swept = description(run, env, network, frozen)
+    told, found, swept = description(run, env, network, frozen, algorithm, changed_algorithm)
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
     config = found.config.replace(**{name: column[member] for name, column in swept.items()})
-    algorithm = found.module.make(found.env, engine.strong(config), network, frozen)
+    made = found.algorithm.module.make(found.env, engine.strong(config), network, frozen)
     restored = restore.saved(run, checkpoint_iteration)
-    shapes = jax.eval_shape(algorithm.init, jax.random.key(0))
+    shapes = jax.eval_shape(made.init, jax.random.key(0))
     template = jax.tree.map(
         lambda x: np.empty((number, *x.shape), x.dtype), jax.eval_shape(engine.hosted, shapes)
     )
     states = checkpoint.rebuild(template, restored.leaves, restored.path)
     state = jax.tree.map(lambda array, like: engine.unhosted(array[member], like), states, shapes)
-    return Loaded(algorithm, found.env, state, found.module, config, told["seeds"][member])
+    return Loaded(made, found.env, state, found.algorithm.module, config, told["seeds"][member])
 
 
 def transplant(states: PyTree, run: Path, member: int | None) -> PyTree:

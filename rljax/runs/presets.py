@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rljax.algorithms import Definition
 
 # A language model that two cores can train.
 SMALL: dict[str, Any] = {"hidden_size": 64, "num_layers": 2, "learning_rate": 2e-3}
@@ -298,20 +301,18 @@ def preset(algorithm: str, env: str) -> dict[str, Any] | None:
     return None if found is None else dict(found)
 
 
-def config_for(algorithm: str, env_name: str, overrides: Mapping[str, Any]) -> tuple[Any, bool]:
+def config_for(algorithm: Definition, env_name: str, overrides: Mapping[str, Any]) -> tuple[Any, bool]:
     """The algorithm's Config: `overrides` over the preset for this environment, that over the defaults.
 
-    Returns: (Config, whether there was a preset). ValueError for an unknown algorithm or field.
+    Returns: (Config, whether there was a preset). ValueError for an unknown field.
     """
-    from rljax import algorithms
-
-    config = algorithms.get(algorithm).Config
+    config = algorithm.module.Config
     known = [field.name for field in dataclasses.fields(config)]
     for field in overrides:
         if field not in known:
             from rljax.checks import suggest
 
-            hint = suggest(field, known) or f"; `rljax list fields {algorithm}` shows them"
-            raise ValueError(f"{algorithm}.Config has no field {field!r}{hint}")
-    found = preset(algorithm, env_name)
+            hint = suggest(field, known) or f"; `rljax list fields {algorithm.name}` shows them"
+            raise ValueError(f"{algorithm.name}.Config has no field {field!r}{hint}")
+    found = preset(algorithm.name, env_name) if algorithm.built_in else None
     return config(**{**(found or {}), **overrides}), found is not None

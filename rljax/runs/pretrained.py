@@ -145,7 +145,7 @@ def _config(run: Path | str, told: dict[str, Any], member: int) -> Any:
     number = len(told["seeds"])
     if not 0 <= member < number:
         raise ValueError(f"member = {member}: {run} has members 0 to {number - 1}")
-    _, config, swept = restore.configured(run, told)
+    config, swept = restore.configured(run, told, restore.algorithm_of(run, told))
     return config.replace(**{name: column[member] for name, column in swept.items()})
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax import algorithms, checks
+from rljax import checks
+from rljax.algorithms import Definition
 from rljax.checks import RunError
 from rljax.runs import alike, load
 from rljax.runs.folder import checkpoint, files, writers
@@ -44,7 +45,7 @@ def told(summary: dict[str, Any]) -> str:
     name = summary["headline"]
     block = summary[name]
     world = summary.get("env") or summary["task"]
-    steps = f"{summary['steps']:,} {algorithms.unit(summary['algorithm'])} per seed"
+    steps = f"{summary['steps']:,} {summary['unit']} per seed"
     shown = lambda value: "–" if value is None else f"{value:.5g}"
     seeds = block["per_seed"]
     each = ", ".join(map(shown, seeds[:10])) + ", …" * (len(seeds) > 10)
@@ -68,6 +69,7 @@ class Options(NamedTuple):
     wandb: bool = False
     progress: bool = True
     stop_on_nan: bool = True  # a sweep goes on and reports the member's return as null
+    changed_algorithm: bool = False  # resume, though the file of an algorithm of one's own is another by now
 
 
 # What other libraries call an argument of `train`.
@@ -90,15 +92,14 @@ ELSEWHERE = {
 }
 
 
-def options_from(given: dict[str, Any], algorithm: str = "") -> Options:
+def options_from(given: dict[str, Any], algorithm: Definition | None = None) -> Options:
     """Options from keywords of `train`. Raises: ValueError naming a keyword that is none, with where it
     belongs if it is a field of the algorithm's Config; or a value that is out of range.
     """
     for name, value in given.items():
         if name in Options._fields:
             continue
-        known = algorithm in (*algorithms.NAMES, *algorithms.TEXT)
-        if known and name in [field.name for field in algorithms.fields(algorithm)]:
+        if algorithm is not None and name in [field.name for field in algorithm.fields()]:
             told = f'{{"{name}": {checks.show(value)}}}'
             raise ValueError(f"train has no option {name}: it is of the Config, config={told}")
         hint = f"; did you mean {ELSEWHERE[name]}?" if name in ELSEWHERE else ""
@@ -110,7 +111,7 @@ def options_from(given: dict[str, Any], algorithm: str = "") -> Options:
     target = options.target_return
     if target is not None and (not checks.is_real(target) or np.ndim(target) or math.isnan(target)):
         raise ValueError(f"target_return = {checks.show(target)}: must be a number")
-    for name in ("tensorboard", "wandb", "progress", "stop_on_nan"):
+    for name in ("tensorboard", "wandb", "progress", "stop_on_nan", "changed_algorithm"):
         if not isinstance(getattr(options, name), bool):
             raise ValueError(f"{name} = {checks.show(getattr(options, name))}: must be True or False")
     return options._replace(**counts, target_return=None if target is None else float(target))
@@ -133,7 +134,7 @@ class Recorder:
         self.feeder = feeder
         self.setup, self.program, self.run, self.options, self.bar = setup, program, run, options, bar
         self.seeds = description["seeds"]
-        self.headline = algorithms.headline(setup.algorithm)
+        self.headline = setup.algorithm.headline
         self.per_iteration = setup.config.steps_per_iteration
         self.initial = setup.config.initial_steps
         self.iteration = restored.iteration if restored else 0
@@ -225,7 +226,7 @@ class Recorder:
         target = self.options.target_return
         if target is None or self.current is None or not (self.current >= target).all():
             return False
-        spent = f"{self.steps(self.iteration):,} {algorithms.unit(self.setup.algorithm)}"
+        spent = f"{self.steps(self.iteration):,} {self.setup.algorithm.unit}"
         self.bar.say(f"every seed reached a {self.label()} of {target:g} after {spent}")
         return True
 
@@ -285,9 +286,10 @@ class Recorder:
         steps = self.steps(self.iteration)
         hosted = self.program.fetch(states)
         summary = {
-            "algorithm": self.setup.algorithm,
+            "algorithm": self.setup.algorithm.name,
             load.kind(self.setup): self.setup.env_name,
             "steps": steps,
+            "unit": self.setup.algorithm.unit,
             "seeds": len(self.seeds),
             "headline": self.headline,
             self.headline: statistics.headline(found.means.tolist(), found.number),

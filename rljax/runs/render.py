@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from rljax import checks
+from rljax.algorithms import AlgorithmLike
 from rljax.envs.wrappers import unwrapped
 from rljax.runs import stopping
 from rljax.types import Env, Key, Network, Policy, PyTree, Task
@@ -60,6 +61,8 @@ def render(
     network: Network | None = None,
     frozen: PyTree = None,
     progress: bool = True,
+    algorithm: AlgorithmLike | None = None,
+    changed_algorithm: bool = False,
 ) -> Path:
     """Roll a run's policy out for one episode and draw it; returns the GIF.
 
@@ -70,7 +73,7 @@ def render(
         seed: of the start state and whatever is drawn.
         max_steps: of the episode, which else ends by itself, or after 1000 steps where it has no time limit.
         greedy: the policy's mode, or draws from it.
-        env, network, frozen: where the run was made with ones of your own.
+        env, network, frozen, algorithm, changed_algorithm: as for `load`.
         progress: say on stderr what is done, and every five seconds how many frames are drawn.
 
     Raises: ValueError or FileNotFoundError for misuse, RunError where the extra `render` is not installed or
@@ -87,7 +90,15 @@ def render(
     _check_suffix(path)
     if (files.at(run) / files.CONFIG).is_file() and "task" in files.read(run):
         raise ValueError(f"{run} learnt text and has no episode to draw: `rljax generate` writes with it")
-    loaded = load.load(run, member=member, env=env, network=network, frozen=frozen)
+    loaded = load.load(
+        run,
+        member=member,
+        env=env,
+        network=network,
+        frozen=frozen,
+        algorithm=algorithm,
+        changed_algorithm=changed_algorithm,
+    )
     assert not isinstance(loaded.env, Task), "a run of an environment has one"
     _check_drawable(loaded.env.name, loaded.env.source)
     limit = max_steps or loaded.env.max_steps or _ENDLESS

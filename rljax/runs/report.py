@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rljax import algorithms
 from rljax.checks import counted
 from rljax.runs.folder import files
 from rljax.runs.reports import plots
@@ -122,8 +121,8 @@ def table(runs: Path | str | Sequence[Path | str]) -> list[dict[str, Any]]:
     """A row per run and per swept configuration, for printing.
 
     Each is {"run", "algorithm", "env", "config" (swept values), "seeds", "mean", "iqm", "ci95", "headline"
-    (what they are of), "steps", "steps_per_second", "note"}. An unfinished run has those of its last row,
-    and a note that says so. Raises as `read_run`.
+    (what they are of), "steps" and their "unit", "steps_per_second", "note"}. An unfinished run has those of
+    its last row, and a note that says so. Raises as `read_run`.
     """
     rows = []
     for each in _folders(runs):
@@ -166,6 +165,7 @@ def _sweep_table(sweep: Path) -> list[dict[str, Any]]:
 
 def _entry(run: Path, about: dict[str, Any], swept: dict[str, Any], per_seed: list) -> dict[str, Any]:
     names = {"run": str(run), "algorithm": about["algorithm"], "env": files.world(about), "config": swept}
+    names |= {"unit": about["unit"]}
     numbers = headline(per_seed, 0)
     return names | {"seeds": len(per_seed)} | {key: numbers[key] for key in ("mean", "iqm", "ci95")}
 
@@ -241,7 +241,7 @@ def _panels(runs: Sequence[RunData]) -> list[plots.Panel]:
             _line(run, members, quantity, name) for (run, _, members), name in zip(parts, labels, strict=True)
         ]
         label = _QUANTITIES.get(quantity, quantity.replace("_", " "))
-        steps = " or ".join(dict.fromkeys(algorithms.unit(run.config["algorithm"]) for run in here))
+        steps = " or ".join(dict.fromkeys(run.config["unit"] for run in here))
         panels.append(plots.Panel(world, label, lines, steps))
     return panels
 

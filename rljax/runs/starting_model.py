@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rljax import algorithms, checks
+from rljax import checks
+from rljax.algorithms import Definition
 from rljax.runs.folder import files
 from rljax.types import LanguageModel, PyTree, Reward, Task
 
@@ -46,9 +47,9 @@ def named(name: str, arguments: Mapping[str, Any], tokenizer: Any = None) -> Any
     return tasks.make(name, **arguments, **({} if own else {"tokenizer": tokenizer}))
 
 
-def written(algorithm: str, env: Any, model: str, init: Path | str | None, member: int | None) -> Any:
+def written(algorithm: Definition, env: Any, model: str, init: Path | str | None, member: int | None) -> Any:
     """The tokenizer that a task which is named is written with at once: that of the model to begin with."""
-    if not isinstance(env, str) or algorithm not in algorithms.TEXT:
+    if not isinstance(env, str) or not algorithm.text:
         return None
     return tokenizer_of(start_of(model, init, member, None))
 
@@ -65,14 +66,14 @@ def tokenizer_of(start: Start | None, run: Path | None = None) -> Any:
     return load_tokenizer(there) if there.is_dir() else None
 
 
-def world(problem: Any, algorithm: str, config: Any) -> tuple[Task, Any]:
+def world(problem: Any, algorithm: Definition, config: Any) -> tuple[Task, Any]:
     """The Task that an algorithm learns from a problem, and the Config with the length of the rows it reads.
 
     Raises: ValueError where the problem has nothing of the kind.
     """
     from rljax.text.problem import task
 
-    learns: Any = algorithms.TEXT[algorithm].learns
+    learns: Any = algorithm.learns
     found = task(problem, learns)
     return found, config.replace(length=problem.length) if learns == "demonstrations" else config
 
@@ -228,14 +229,14 @@ def start_of(
     return Start("run", str(files.at(init).absolute()), member or 0, scored)
 
 
-def rewarded(algorithm: str, reward: str, samples_every: int) -> None:
+def rewarded(algorithm: Definition, reward: str, samples_every: int) -> None:
     """ValueError for options of what writes completions and is rewarded, where the algorithm does not."""
-    if algorithms.TEXT[algorithm].learns == "prompts":
+    if algorithm.learns == "prompts":
         return
     for name, value in {"reward": reward, "samples_every": samples_every}.items():
         if value:
             raise ValueError(
-                f"{name} is of what is rewarded: {algorithm} writes no completions; leave it out"
+                f"{name} is of what is rewarded: {algorithm.name} writes no completions; leave it out"
             )
 
 
@@ -247,10 +248,9 @@ def sized(config: Any, start: Start) -> Any:
     return config.replace(**{name: there[name] for name in SIZES if name in there})
 
 
-def wants_warm_up(algorithm: str, problem: Any) -> bool:
+def wants_warm_up(algorithm: Definition, problem: Any) -> bool:
     """Whether `sft` is to train a model first."""
-    learns = algorithms.TEXT[algorithm].learns
-    return learns in ("prompts", "preferences") and problem.params is None and problem.model is None
+    return algorithm.learns in ("prompts", "preferences") and problem.params is None and problem.model is None
 
 
 def blank(problem: Any, config: Any, network: LanguageModel | None = None) -> Any:

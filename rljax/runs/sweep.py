@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rljax import checks
+from rljax import algorithms, checks
+from rljax.algorithms import AlgorithmLike
 from rljax.runs import load, recorder, starting_model, stopping
 from rljax.runs.folder import files
 from rljax.runs.program import engine, layout
@@ -56,7 +57,7 @@ class SweepResult(NamedTuple):
 
 @stopping.stoppable()
 def sweep(
-    algorithm: str,
+    algorithm: AlgorithmLike,
     env: str | Env | Task | Corpus | Problem,
     grid: Mapping[str, Iterable[Any]],
     config: Any = None,
@@ -79,6 +80,7 @@ def sweep(
     """Train every combination of the values in `grid` with each of `seeds` seeds.
 
     Args:
+        algorithm: as for `train`.
         grid: Config field -> values. Numbers share a compilation; static fields and total_steps are grouped.
         config: the values of all other fields, as for `train`.
         memory_gigabytes: a program that would need more on a device is split into equal parts, run one after
@@ -88,10 +90,11 @@ def sweep(
 
     Raises: ValueError for a field that is none or a value that is wrong, before anything is compiled.
     """
-    chosen = recorder.options_from({"stop_on_nan": False} | options, algorithm)
-    tokenizer = starting_model.written(algorithm, env, model, init, init_member)
-    setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
-    load.check_frozen(algorithm, frozen)
+    definition = algorithms.find(algorithm)
+    chosen = recorder.options_from({"stop_on_nan": False} | options, definition)
+    tokenizer = starting_model.written(definition, env, model, init, init_member)
+    setup = load.setup(definition, env, config, steps, env_arguments or {}, tokenizer)
+    load.check_frozen(definition, frozen)
     numbers = load.numbers(seed, seeds)
     seed, seeds = numbers[0], len(numbers)
     if not isinstance(grid, Mapping):
@@ -158,7 +161,8 @@ def sweep(
         if run is not None:
             speeds = [result.summary["steps_per_second"] for result in results]
             content = {
-                "algorithm": setup.algorithm,
+                "algorithm": setup.algorithm.name,
+                "unit": setup.algorithm.unit,
                 load.kind(setup): setup.env_name,
                 "grid": {field: files.plain(values) for field, values in grid.items()},
                 "seeds": seeds,
@@ -190,7 +194,7 @@ def plan(
         if field not in known:
             near = checks.suggest(field, known)
             raise ValueError(
-                f"{setup.algorithm}.Config has no field {field}{near or '; `rljax list` shows them'}"
+                f"{setup.algorithm.name}.Config has no field {field}{near or '; `rljax list` shows them'}"
             )
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
@@ -211,7 +215,7 @@ def plan(
         here = load.with_fields(setup, part.static)
         for index in range(0, len(part.seeds), seeds):
             own = {field: column[index] for field, column in part.swept.items()}
-            setup.module.make(here.env, here.config.replace(**own), network, frozen)
+            setup.algorithm.module.make(here.env, here.config.replace(**own), network, frozen)
     return parts
 
 
@@ -233,7 +237,14 @@ def _split(
         piece = _cut(part, 0, size)
         stopping.check()
         program = engine.build(
-            setup.module.make, here.env, here.config, piece.swept, piece.seeds, network, frozen, cache
+            setup.algorithm.module.make,
+            here.env,
+            here.config,
+            piece.swept,
+            piece.seeds,
+            network,
+            frozen,
+            cache,
         )
         needed = program.memory_bytes()
         if needed <= limit:

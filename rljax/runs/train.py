@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from rljax import algorithms, backend
+from rljax.algorithms import AlgorithmLike, Definition
 from rljax.checks import counted
 from rljax.runs import load, presets, starting_model, stopping
-from rljax.runs.folder import checkpoint, files
+from rljax.runs.folder import checkpoint, files, restore
 from rljax.runs.program import compiler, engine, loop, memory, prefetch
 from rljax.runs.program.compiler import Seconds
 from rljax.runs.program.engine import Program
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @stopping.stoppable()
 def train(
-    algorithm: str,
+    algorithm: AlgorithmLike,
     env: str | Env | Task | Corpus | Problem,
     config: Any = None,
     *,
@@ -51,7 +52,8 @@ def train(
     """Train `seeds` members, with seeds seed, seed + 1, …, in one compiled program.
 
     Args:
-        algorithm: "ppo", "a2c", "reinforce": `rljax list` has them all.
+        algorithm: a module such as `rljax.ppo` or one of your own, the path of its file, or a name: `rljax
+            list` has them all.
         env: a name for `envs.make`, or an Env of one's own; of text a name for `text.tasks.make`, a
             text.Problem or a Task, for "pretrain" and "sft" also a Corpus.
         config: the algorithm's Config; None, or a dict of some fields, stands on the preset for this pair,
@@ -74,13 +76,14 @@ def train(
     while running,
         KeyboardInterrupt after Ctrl-C or SIGTERM, with a final checkpoint written where there is a folder.
     """
-    chosen = options_from(options, algorithm)
+    definition = algorithms.find(algorithm)
+    chosen = options_from(options, definition)
     run, init = (None if path is None else files.at(path) for path in (out, init))
     if init_member is not None and init is None:
         raise ValueError("init_member picks a member of init: name the run with init")
-    tokenizer = starting_model.written(algorithm, env, model, init, init_member)
-    setup = load.setup(algorithm, env, config, steps, env_arguments or {}, tokenizer)
-    load.check_frozen(algorithm, frozen)
+    tokenizer = starting_model.written(definition, env, model, init, init_member)
+    setup = load.setup(definition, env, config, steps, env_arguments or {}, tokenizer)
+    load.check_frozen(definition, frozen)
     numbers = load.numbers(seed, seeds)
     seed = numbers[0]
     task = isinstance(setup.env, Task) and setup.env.problem is not None
@@ -91,10 +94,10 @@ def train(
 
     def check(setup: load.Setup) -> None:
         nonlocal spent
-        title = f"{setup.algorithm} on {setup.env_name}"
+        title = f"{setup.algorithm.name} on {setup.env_name}"
         with progress.Progress(1, title, chosen.progress) as bar:
             given = setup.env, setup.config, {}, numbers, network
-            program = engine.build(setup.module.make, *given, cache=cache)
+            program = engine.build(setup.algorithm.module.make, *given, cache=cache)
             bar.say(f"{title} {memory.told(program, title)}")
             stopping.check()
             spent = program.seconds()
@@ -174,10 +177,12 @@ def _warm_up(
     shown = demonstrations(problem.learn)
     config["batch_size"] = min(config["batch_size"], 0 if shown is None else shown.prompt.shape[0])
     if there is not None and (there / files.SUMMARY).is_file():
-        wanted = load.setup("sft", problem, config, tokens, {})
+        wanted = load.setup(algorithms.find("sft"), problem, config, tokens, {})
         described = files.describe(wanted, {}, [seed], 0, network is not None)
         if isinstance(wanted.env, Task) and (
-            wrong := files.difference(files.read(there), described | {"frozen": files.sums(wanted.env)})
+            wrong := files.difference(
+                files.read(there), described | {"frozen": files.sums(wanted.env)}, wanted.algorithm
+            )
         ):
             raise ValueError(f"{there} is another model than this run would begin with: {wrong}; remove it")
         return starting_model.Start("run", starting_model.WARM_UP)
@@ -213,18 +218,21 @@ def train_members(
     config, env, options = setup.config, setup.env, options or Options()
     per_iteration = config.steps_per_iteration
     total = max(0, math.ceil((float(config.total_steps) - config.initial_steps) / per_iteration))
-    judged = algorithms.headline(setup.algorithm)
+    judged = setup.algorithm.headline
     if options.target_return is not None and judged != "return":
-        raise ValueError(f"target_return is of what is rewarded: {setup.algorithm} is judged by {judged}")
+        raise ValueError(
+            f"target_return is of what is rewarded: {setup.algorithm.name} is judged by {judged}"
+        )
     run = None if out is None else Path(out)
     description = files.describe(setup, swept, seeds, total, network is not None, frozen)
     if run is not None and isinstance(env, Task):
         description["frozen"] = files.sums(env)
-    title = f"{setup.algorithm} on {setup.env_name}"
+    title = f"{setup.algorithm.name} on {setup.env_name}"
     steps = config.initial_steps + total * per_iteration
-    unit = algorithms.unit(setup.algorithm)
+    unit = setup.algorithm.unit
     with files.writing(run), progress.Progress(steps, title, options.progress, unit=unit) as bar:
-        restored = _previous(run, description, resume, bar)
+        changed = options.changed_algorithm
+        restored = _previous(run, description, resume, bar, setup.algorithm, changed)
         if setup.preset:
             bar.say(f"using the preset for {title}")
         if isinstance(env, Task) and env.counts:
@@ -232,7 +240,7 @@ def train_members(
 
             bar.say(told(env.counts))
         stopping.check()
-        program = engine.build(setup.module.make, env, config, swept, seeds, network, frozen, cache)
+        program = engine.build(setup.algorithm.module.make, env, config, swept, seeds, network, frozen, cache)
         memory.check(program, len(seeds), title)
         program.prepare(restored is None)
         if isinstance(env, Task) and not isinstance(env.learn, Feed):
@@ -296,7 +304,12 @@ def _free(run: Path | None, resume: bool) -> bool:
 
 
 def _previous(
-    run: Path | None, description: dict[str, Any], resume: bool, bar: progress.Progress
+    run: Path | None,
+    description: dict[str, Any],
+    resume: bool,
+    bar: progress.Progress,
+    algorithm: Definition,
+    changed_algorithm: bool,
 ) -> checkpoint.Restored | None:
     """Where the run in this folder goes on: None for one that begins."""
     if run is None:
@@ -306,11 +319,12 @@ def _previous(
     restored = None
     if _free(run, resume):
         told = files.read(run)
-        if wrong := files.difference(told, description):
+        if wrong := files.difference(told, description, algorithm):
             raise ValueError(
                 f"--resume cannot continue {run}: {wrong}; "
                 f"give the same, or start anew from it with --init {run}"
             )
+        restore.algorithm_of(run, told, algorithm, changed_algorithm)
         if other := files.moved(told, description):
             bar.say(f"other rounding than until now: {other}")
         newest = checkpoint.latest(run / files.CHECKPOINTS, bar.say)

@@ -31,7 +31,7 @@ class Row(NamedTuple):
 ITERATIONS = 3
 SEEDS = [5, 6, 7, 8]
 TWINS = 1, 3  # members with one Config and different seeds
-PREFERENCES = [name for name, kind in algorithms.TEXT.items() if kind.learns == "preferences"]
+PREFERENCES = [name for name in algorithms.NAMES if algorithms.find(name).learns == "preferences"]
 REPLAY = {"num_envs": 2, "num_steps": 8, "learning_starts": 32, "batch_size": 8, "buffer_size": 64}
 TABULAR = {"num_envs": 4, "num_steps": 32}
 TABLE = {
@@ -284,7 +284,7 @@ ROWS = [
 
 
 def test_every_algorithm_has_a_row() -> None:
-    assert {row.algorithm for row in TABLE.values()} == {*algorithms.NAMES, *algorithms.TEXT}
+    assert {row.algorithm for row in TABLE.values()} == set(algorithms.NAMES)
 
 
 @pytest.fixture(params=ROWS, scope="module")
@@ -293,7 +293,7 @@ def row(request: pytest.FixtureRequest) -> Row:
 
 
 def parts(row: Row) -> tuple[Any, Any, Any]:
-    module = algorithms.get(row.algorithm)
+    module = algorithms.find(row.algorithm).module
     small = {"hidden_sizes": (8,)} if hasattr(module.Config, "hidden_sizes") else {}
     world = envs.make(row.world) if isinstance(row.world, str) else row.world()
     return module, world, module.Config(**small | row.fields)

@@ -45,7 +45,7 @@ def test_learnt_values_are_the_exact_ones(method: str) -> None:
     """
     name, fields = METHODS[method]
     env = envs.make("RandomMDP-tabular", seed=3, num_states=5, num_actions=3, max_steps=10)
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     config = module.Config(**fields)
     mdp = env.source
     assert isinstance(mdp, mdps.MDP)
@@ -102,7 +102,7 @@ def test_distributions_and_returns_of_several_steps_have_their_exact_values(meth
     """Episodes end at random and are never cut, so that every return has as many steps as it should."""
     name, fields = SEVERAL[method]
     env = envs.make("RandomMDP-tabular", seed=3, num_states=5, num_actions=3, max_steps=None, termination=0.1)
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     config = module.Config(**fields)
     decay = getattr(config, "trace_decay", 0.0)
     steps = getattr(config, "n_step", 1)

@@ -13,7 +13,7 @@ WORLDS = [("ppo", "CartPole-v1"), ("sac", "Pendulum-v1"), ("dqn", "CartPole-v1")
 
 @pytest.mark.parametrize(("name", "env"), WORLDS)
 def test_a_policy_is_exported_with_a_symbolic_batch(name, env):
-    world, module = envs.make(env), algorithms.get(name)
+    world, module = envs.make(env), algorithms.find(name).module
     algorithm = module.make(world, module.Config(hidden_sizes=(8,)))
     state = jax.jit(algorithm.init)(jax.random.key(0))
 

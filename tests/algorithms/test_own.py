@@ -146,13 +146,15 @@ TABLE: dict[str, tuple[str, dict[str, Any], Any, list[tuple[Any, str]]]] = {
 
 def made(row: str, network: Any) -> Any:
     env, fields, *_ = TABLE[row]
-    module = algorithms.get(row.partition("-")[0])
+    module = algorithms.find(row.partition("-")[0]).module
     return module.make(envs.make(env), module.Config(**fields), network)
 
 
 def test_every_algorithm_with_a_network_has_a_row() -> None:
     tables = {"q_learning", "sarsa", "expected_sarsa", "monte_carlo", "td_lambda"}
-    assert {name.partition("-")[0] for name in TABLE} == set(algorithms.NAMES) - tables
+    assert {name.partition("-")[0] for name in TABLE} == {
+        name for name in algorithms.NAMES if not algorithms.find(name).text
+    } - tables
 
 
 @pytest.mark.parametrize("row", TABLE)
@@ -192,7 +194,7 @@ def test_nnx_modules_take_the_same_inputs(inputs: dict[str, tuple[int, ...]]) ->
             return self.layer(jnp.concatenate(given, axis=-1))[..., 0]
 
     env = envs.make("Pendulum-v1")
-    config = algorithms.get("ppo").Config()
+    config = algorithms.find("ppo").module.Config()
     contract.check(env, config, from_nnx(Module), contract.Output("value", ()), inputs)
 
 
@@ -259,19 +261,19 @@ ENVS = {
 @pytest.mark.parametrize("case", ENVS)
 def test_an_own_environment_is_taken_or_refused_in_one_line(case: str) -> None:
     env, message = ENVS[case]
-    config = algorithms.get("a2c").Config(num_envs=2, num_steps=4)
+    config = algorithms.find("a2c").module.Config(num_envs=2, num_steps=4)
     if message is None:
-        algorithms.get("a2c").make(env, config)
+        algorithms.find("a2c").module.make(env, config)
         return
     with pytest.raises(ValueError, match=message) as caught:
-        algorithms.get("a2c").make(env, config)
+        algorithms.find("a2c").module.make(env, config)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("Walk: ")
 
 
 @pytest.mark.parametrize("name", [name for name in envs.names() if name != "MNISTBandit-bsuite"])
 def test_every_environment_keeps_the_contract_and_reinforce_takes_it_as_it_is(name: str) -> None:
-    module = algorithms.get("reinforce")
+    module = algorithms.find("reinforce").module
     assert contract.check_env(envs.make(name)) is not None
     module.make(envs.make(name), module.Config())
 
@@ -326,7 +328,7 @@ FORBIDDING = {
 def test_a_forbidden_action_is_never_taken_and_makes_no_nan(case: str) -> None:
     """Neither in the warm-up nor where ε-greedy explores: its reward, NaN, would be in every metric."""
     fields, network = FORBIDDING[case]
-    module = algorithms.get(case.partition("-")[0])
+    module = algorithms.find(case.partition("-")[0]).module
     algorithm = module.make(fork(), module.Config(**fields), network)
     quick = {"xla_backend_optimization_level": 0}  # to compile
     state = jax.jit(algorithm.init, compiler_options=quick)(jax.random.key(0))
@@ -360,7 +362,7 @@ def test_the_entropy_of_a_tanh_policy_is_that_of_its_actions(name: str) -> None:
     first = lambda key: (jnp.zeros(1), jnp.zeros(1))
     end = lambda key, state, action: (state, state, jnp.float32(0), jnp.bool_(True), jnp.bool_(False))
     env = Env("Nothing", first, end, Box(-1.0, 1.0, (1,)), Box(-1.0, 1.0, (1,)), max_steps=1)
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     config = module.Config(num_envs=128, num_steps=16, action_distribution="tanh", entropy_coefficient=0.1)
     algorithm = module.make(env, config, Network(lambda key, obs: start, apply))
     state = algorithm.init(jax.random.key(0))

@@ -28,7 +28,7 @@ from tests.algorithms.tasks import (
 
 def config_of(name: str, **fields: Any) -> Any:
     small = SCORING | {"normalization_samples": 8} if name == "reward_model" else PREFERRING
-    return algorithms.get(name).Config(**small | fields)
+    return algorithms.find(name).module.Config(**small | fields)
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def model_of(architecture: str = "llama") -> Any:
 
 def stepper(name: str, task: Task, config: Any) -> Any:
     """(frozen, state) -> one step of it, compiled once for any data of these shapes."""
-    make = algorithms.get(name).make
+    make = algorithms.find(name).module.make
     return jax.jit(lambda frozen, state: make(task, config, None, frozen).step(jax.random.key(1), state))
 
 
@@ -49,7 +49,7 @@ def moved(name: str, completions: int = 2) -> Any:
     """A State whose model is not the one at the start."""
     task = started_task(completions)
     scored = {"normalization": "none", "loss": "choice"} if name == "reward_model" else {}
-    make, config = algorithms.get(name).make, config_of(name, **scored)
+    make, config = algorithms.find(name).module.make, config_of(name, **scored)
 
     @jax.jit
     def begun(key: Any, model_key: Any) -> Any:
@@ -208,7 +208,7 @@ def test_kto_of_labels_is_its_formula() -> None:
 
     @jax.jit
     def step(frozen: Any, state: Any) -> Any:
-        algorithm = algorithms.get("kto").make(task, config, None, frozen)
+        algorithm = algorithms.find("kto").module.make(task, config, None, frozen)
         return algorithm.step(jax.random.key(1), state)[1], algorithm.measure(state, 20)
 
     metrics, (right, one) = step(task.frozen, state)
@@ -223,7 +223,7 @@ def test_kto_of_labels_is_its_formula() -> None:
     assert one.tolist() == [1] * 20
     for name in ("dpo", "reward_model"):
         with pytest.raises(ValueError, match="has labels of single completions: kto learns from those"):
-            algorithms.get(name).make(task, config_of(name))
+            algorithms.find(name).module.make(task, config_of(name))
 
 
 def in_parts() -> list[Any]:
@@ -366,7 +366,7 @@ def test_the_policy_at_the_start_is_no_part_of_simpo_and_orpo(loss: str) -> None
 def test_dpo_and_kto_begin_with_ties(train: str) -> None:
     task = started_task()
     for name, loss in (("dpo", np.log(2)), ("kto", 0.5)):
-        make, config = algorithms.get(name).make, config_of(name, train=train)
+        make, config = algorithms.find(name).module.make, config_of(name, train=train)
 
         @jax.jit
         def begun(frozen: Any, make: Any = make, config: Any = config) -> Any:
@@ -410,7 +410,7 @@ def test_a_preference_that_can_be_told_is_learnt(name: str, fields: dict[str, An
 
     @jax.jit
     def train(frozen: Any, key: Any) -> Any:
-        algorithm = algorithms.get(name).make(task, config, None, frozen)
+        algorithm = algorithms.find(name).module.make(task, config, None, frozen)
         state, metrics = rljax.run(algorithm, key, algorithm.init(key), number)
         assert algorithm.measure is not None
         return algorithm.measure(state, 20), metrics
@@ -600,7 +600,7 @@ OUTSIDE = changed(ROWS.completion, (2, 0, 0), VOCABULARY)
 )
 def test_wrong_data_and_fields_are_one_line(name: str, task: Any, fields: Any, says: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        algorithms.get(name).make(task(), config_of(name, **fields))
+        algorithms.find(name).module.make(task(), config_of(name, **fields))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -98,7 +98,7 @@ ONLY_CONTINUOUS = ("ddpg", "td3", "sac")
 
 def test_every_probe_and_algorithm_is_here() -> None:
     assert set(ANSWERS) | {"NanReward-probe"} == set(envs.probes.PROBES)
-    assert set(FIELDS) | TABULAR == set(algorithms.NAMES)
+    assert set(FIELDS) | TABULAR == {name for name in algorithms.NAMES if not algorithms.find(name).text}
 
 
 def state_values(env: Any, config: Any) -> tuple[Network, Any]:
@@ -214,7 +214,7 @@ class Solver(NamedTuple):
 @functools.cache
 def solver(name: str, actions: int) -> Solver:
     """Training from a fixed seed, for all probes of that many actions."""
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     given = {"learning_rate": 1e-2, "discount": GAMMA, "hidden_sizes": (16,), "initial_log_std": -1.0}
     known = {field: value for field, value in given.items() if field in module.Config.__annotations__}
     config = module.Config(**known | FIELDS[name])
@@ -273,7 +273,7 @@ def test_the_gradient_is_the_one_computed_by_hand(name: str) -> None:
 
     Whatever was drawn, −A ∇log π(a) = −r (e_a − ½) is (½, −½); the value's gradient is c_v (v − mean r).
     """
-    module, env = algorithms.get(name), envs.make("PolicyAdvantage-probe")
+    module, env = algorithms.find(name).module, envs.make("PolicyAdvantage-probe")
     config = module.Config(
         learning_rate=1e-3, num_envs=16, num_steps=4, value_coefficient=0.7, advantage_normalization="none"
     )
@@ -293,7 +293,7 @@ def test_the_gradient_is_the_one_computed_by_hand(name: str) -> None:
 def test_ppo_adds_up_the_gradient_norms_of_all_minibatches() -> None:
     """ValueConstant: only v learns, by Adam on g = c_v (v − 1) in each minibatch; all of it by hand."""
     epochs, minibatches, rate, coefficient, epsilon = 3, 2, 0.1, 0.7, 1e-5
-    config = algorithms.get("ppo").Config(
+    config = algorithms.find("ppo").module.Config(
         learning_rate=rate,
         num_envs=4,
         num_steps=4,
@@ -305,7 +305,7 @@ def test_ppo_adds_up_the_gradient_norms_of_all_minibatches() -> None:
         value_loss="plain",
         schedule="constant",
     )
-    algorithm = algorithms.get("ppo").make(envs.make("ValueConstant-probe"), config, plain_network(1))
+    algorithm = algorithms.find("ppo").module.make(envs.make("ValueConstant-probe"), config, plain_network(1))
     state, metrics = jax.jit(algorithm.step)(jax.random.key(1), algorithm.init(jax.random.key(0)))
     value = first = second = 0.0
     norms = []
@@ -332,11 +332,13 @@ def test_a2c_is_ppo_with_one_epoch_and_one_minibatch() -> None:
         "hidden_sizes": (16,),
         "advantage_normalization": "none",
     }
-    a2c = algorithms.get("a2c").make(
-        env, algorithms.get("a2c").Config(optimizer="adam", epsilon=1e-5, **shared)
+    a2c = algorithms.find("a2c").module.make(
+        env, algorithms.find("a2c").module.Config(optimizer="adam", epsilon=1e-5, **shared)
     )
-    ppo_config = algorithms.get("ppo").Config(num_epochs=1, num_minibatches=1, value_loss="plain", **shared)
-    ppo = algorithms.get("ppo").make(env, ppo_config)
+    ppo_config = algorithms.find("ppo").module.Config(
+        num_epochs=1, num_minibatches=1, value_loss="plain", **shared
+    )
+    ppo = algorithms.find("ppo").module.make(env, ppo_config)
 
     @functools.partial(jax.jit, static_argnums=0)
     def parameters(of_ppo: bool) -> tuple[Any, Any]:
@@ -360,7 +362,7 @@ def test_the_ratio_is_one_before_the_policy_moves(name: str) -> None:
     The policy is a trained one, and is held by a learning rate that moves no float32. With |d| ≤ 1e-5 for
     d = log ρ, k3 = expm1(d) − d is at most d²/2 = 5e-11 and rounding of expm1(d), some ulps of 1e-5 ≈ 1e-12.
     """
-    ppo, env = algorithms.get("ppo"), envs.make(name)
+    ppo, env = algorithms.find("ppo").module, envs.make(name)
     config = ppo.Config(
         learning_rate=1e-2,
         num_envs=8,
@@ -405,7 +407,7 @@ def test_reinforce_counts_the_episodes_that_the_rollout_cut() -> None:
         return jnp.zeros(1), (time, length), jnp.float32(1), over & (length != 3), over & (length == 3)
 
     env = Env("lengths", reset, step, Box(-1.0, 1.0, (1,)), Discrete(2))
-    module, key = algorithms.get("reinforce"), jax.random.key(1)
+    module, key = algorithms.find("reinforce").module, jax.random.key(1)
     algorithm = module.make(env, module.Config(num_envs=64, num_steps=3), plain_network(2))
     metrics = jax.jit(algorithm.step)(key, algorithm.init(jax.random.key(0)))[1]
     keys = jax.random.split(jax.random.split(key, 3)[0], 64)

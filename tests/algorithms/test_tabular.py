@@ -55,7 +55,7 @@ def record(
         return following, pool, outcome
 
     monkeypatch.setattr(env_rollouts, "step", listened)
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     config = module.Config(**{"discount": GAMMA, "num_envs": 3, "num_steps": 40} | fields)
     algorithm = module.make(env, config)
     found = Record([jax.jit(algorithm.init)(jax.random.key(0))], [], [])
@@ -148,7 +148,7 @@ def test_sarsa_is_the_textbook_s(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sarsa_chooses_before_it_learns() -> None:
     """Two actions in one state, ε = 0: learning from the step would make the other action the better one."""
     mdp = tabular.MDP(np.ones((1, 2, 1)), np.array([[-10.0, 0.0]]), GAMMA, np.ones(1))
-    module = algorithms.get("sarsa")
+    module = algorithms.find("sarsa").module
     config = module.Config(num_envs=1, num_steps=1, epsilon_start=0.0, epsilon_end=0.0, step_size=0.5)
     algorithm = module.make(tabular.from_mdp(mdp, max_steps=50), config)
     state = algorithm.init(jax.random.key(0))
@@ -279,7 +279,7 @@ def leaks(mdp: tabular.MDP) -> tuple[Any, Any]:
 
 @functools.cache
 def trained(name: str, kind: str, given: bool = False, **fields: Any) -> Any:
-    module, env = algorithms.get(name), endless(kind)
+    module, env = algorithms.find(name).module, endless(kind)
     config = module.Config(
         **{"discount": GAMMA, "num_envs": 32, "num_steps": 125, "total_steps": STEPS} | fields
     )
@@ -386,7 +386,7 @@ def test_no_uniform_number_draws_an_impossible_action(
 
 @pytest.mark.parametrize("name", CONTROL)
 def test_the_policy_is_greedy_or_explores_as_training_does(name: str) -> None:
-    module, env = algorithms.get(name), problem()
+    module, env = algorithms.find(name).module, problem()
     config = module.Config(epsilon_start=0.8, epsilon_end=0.2, exploration_fraction=0.5, total_steps=102_400)
     algorithm = module.make(env, config)
     state = algorithm.init(jax.random.key(0))
@@ -405,7 +405,7 @@ def test_the_policy_is_greedy_or_explores_as_training_does(name: str) -> None:
 
 
 def test_epsilon_falls_over_a_part_of_the_run() -> None:
-    module = algorithms.get("q_learning")
+    module = algorithms.find("q_learning").module
     config = module.Config(
         num_envs=2, num_steps=5, total_steps=100, epsilon_start=0.9, epsilon_end=0.1, exploration_fraction=0.4
     )
@@ -419,7 +419,7 @@ def test_epsilon_falls_over_a_part_of_the_run() -> None:
 def test_a_policy_of_the_user_s_goes_through_the_engine() -> None:
     """`frozen` is an argument of the compiled program: another policy, the same one. Reward: the action."""
     mdp = tabular.MDP(np.full((1, 3, 1), 0.9), np.array([[0.0, 1.0, 2.0]]), GAMMA, np.ones(1))
-    module, env = algorithms.get("td_lambda"), tabular.from_mdp(mdp, max_steps=50)
+    module, env = algorithms.find("td_lambda").module, tabular.from_mdp(mdp, max_steps=50)
     cache: dict[Any, Any] = {}
     for action in (0, 2):
         frozen = np.eye(3)[action][None]
@@ -455,7 +455,7 @@ def test_a_policy_of_the_user_s_is_trained_evaluated_and_loaded(tmp_path: Any) -
         rljax.evaluate(run)
     with pytest.raises(ValueError, match="frozen= is not the same as there"):
         rljax.load(run, frozen=np.full((16, 4), 0.25))
-    with pytest.raises(ValueError, match=r"frozen= is for td_lambda \(the policy.*sarsa is given nothing"):
+    with pytest.raises(ValueError, match=r"frozen= is for an algorithm .*: sarsa is not"):
         rljax.train("sarsa", "FrozenLake-tabular", frozen=right)
 
 
@@ -469,7 +469,7 @@ def test_a_policy_of_the_user_s_is_trained_evaluated_and_loaded(tmp_path: Any) -
     ],
 )
 def test_what_is_no_policy_is_refused_in_one_line(frozen: Any, message: str) -> None:
-    module = algorithms.get("td_lambda")
+    module = algorithms.find("td_lambda").module
     with pytest.raises(ValueError, match=message) as caught:
         module.make(problem(), module.Config(), None, frozen)
     assert "\n" not in str(caught.value)
@@ -477,7 +477,7 @@ def test_what_is_no_policy_is_refused_in_one_line(frozen: Any, message: str) -> 
 
 @pytest.mark.parametrize("name", [*CONTROL, "td_lambda"])
 def test_spaces_that_do_not_fit_are_refused_in_one_line(name: str) -> None:
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     for env, message in (
         ("CartPole-v1", f"{name} keeps a table and needs a Discrete observation space.*use dqn"),
         ("Pendulum-v1", f"{name} needs a Discrete action space.*use ddpg"),
@@ -490,7 +490,7 @@ def test_spaces_that_do_not_fit_are_refused_in_one_line(name: str) -> None:
 
 
 def test_monte_carlo_needs_a_time_limit() -> None:
-    module = algorithms.get("monte_carlo")
+    module = algorithms.find("monte_carlo").module
     with pytest.raises(ValueError, match="monte_carlo needs a time limit"):
         module.make(problem(max_steps=None), module.Config())
 
@@ -506,7 +506,7 @@ def test_monte_carlo_needs_a_time_limit() -> None:
     ],
 )
 def test_other_wrong_fields_are_named(name: str, field: str, value: Any) -> None:
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     with pytest.raises(ValueError, match=f"{name}.Config.{field} = ") as caught:
         module.make(problem(), module.Config(**{field: value}))
     assert "\n" not in str(caught.value)

@@ -144,13 +144,13 @@ def test_wrappers_are_named_as_they_are() -> None:
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
 def test_every_config_field_is_read(name: str) -> None:
-    declared = {field.name for field in dataclasses.fields(algorithms.get(name).Config)}
+    declared = {field.name for field in dataclasses.fields(algorithms.find(name).module.Config)}
     assert declared <= read_fields(*sources_of(name)), f"{name}.Config has fields that nothing reads"
 
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
 def test_every_config_field_that_is_read_exists(name: str) -> None:
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     own = read_fields((ROOT / "rljax" / "algorithms" / f"{name}.py").read_text())
     assert own <= set(dir(module.Config())), f"{name} reads fields that its Config has not"
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from rljax import algorithms
 from rljax.algorithms import ppo
 from rljax.runs import load
 from rljax.runs.recorder import Result, options_from
@@ -32,7 +33,7 @@ def quick() -> Quick:
         **options: Any,
     ) -> Result:
         return train_members(
-            load.setup("ppo", env, config, None, {}),
+            load.setup(algorithms.find("ppo"), env, config, None, {}),
             {},
             list(seeds),
             out,

@@ -25,7 +25,7 @@ def test_a_stop_and_chunks_of_other_lengths_change_no_bit(kind: str) -> None:
     the host in between, where a checkpoint has them from.
     """
     name, world, fields = RUNS[kind]
-    module = algorithms.get(name)
+    module = algorithms.find(name).module
     program = engine.build(module.make, world(), module.Config(**fields), {}, [5, 6])
     sums = []
     for chunks in ((4,), (1, 0, 1, 2), (2, None, 2)):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rljax import algorithms
 from rljax.algorithms import ppo
 from rljax.runs.folder import checkpoint, files
 from rljax.runs.recorder import Result
@@ -20,6 +21,7 @@ from tests.runs.tiny import CONFIG, ITERATIONS, Quick, checkpoints, rows, strict
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from rljax import algorithms
 from rljax.runs import load
 from rljax.runs.folder import checkpoint, writers
 from rljax.runs.recorder import Options
@@ -46,7 +48,8 @@ elif where == "inside a row":
     writers.MetricsFile.write = half
 
 options = Options(checkpoint_every=2, log_every=1, evaluation_episodes=4, progress=False)
-train_members(load.setup("ppo", WALK, CONFIG, None, {}), {}, list(range(seeds)), out, options=options)
+setup = load.setup(algorithms.find("ppo"), WALK, CONFIG, None, {})
+train_members(setup, {}, list(range(seeds)), out, options=options)
 """
 ROOT = Path(__file__).parents[2]
 
@@ -274,13 +277,13 @@ def test_a_field_that_is_newer_than_a_run_has_its_default_there(copy: Path) -> N
     there = files.read(copy)
     del there["config"]["torso"]
     assert here["config"]["torso"] == "separate"
-    assert files.difference(there, here) is None
+    assert files.difference(there, here, algorithms.find("ppo")) is None
     here["config"]["torso"] = "shared"
     told = "torso (newer than this run) is 'separate' there and 'shared' here"
-    assert files.difference(there, here) == told
+    assert files.difference(there, here, algorithms.find("ppo")) == told
     there["config"]["gone"] = 1
     told = f"gone is a field of rljax {there['versions']['rljax']} there and of none here"
-    assert files.difference(there, here) == told
+    assert files.difference(there, here, algorithms.find("ppo")) == told
 
 
 def test_resume_refuses_another_environment_or_algorithm(copy: Path) -> None:

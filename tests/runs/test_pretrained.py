@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax import sft, text
+from rljax import algorithms, sft, text
 from rljax.cli import main
 from rljax.models import huggingface
 from rljax.runs import load
@@ -196,7 +196,7 @@ def test_a_model_of_ones_own_that_a_checkpoint_can_describe_is_kept(data: Path, 
     model, params, tokenizer, generation = text.load_pretrained(data / "model")
     read = sft.read(corpus(data), sft.Config(**CONFIG))
     task = Task("own", 40, read.learn, read.held_out, params, tokenizer, model, generation)
-    described = files.describe(load.setup("sft", task, CONFIG, None, {}), {}, [0], 1, False)
+    described = files.describe(load.setup(algorithms.find("sft"), task, CONFIG, None, {}), {}, [0], 1, False)
     assert described["own"] == ["env", "model"]
     files.keep(tmp_path, task)
     found, settings = huggingface.load_config(tmp_path / "model")

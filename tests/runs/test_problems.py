@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rljax
-from rljax import text
+from rljax import algorithms, text
 from rljax.cli import main
 from rljax.models.huggingface import Generation
 from rljax.models.language_models import language_model
@@ -268,8 +268,8 @@ def test_what_was_changed_in_a_task_is_what_is_learnt() -> None:
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="vocab_size = 3: must be the 6 of its tokenizer or model"):
         read_back(task._replace(vocab_size=3))
-    assert load.setup("sft", made, None, None, {}).own_env is False
-    assert load.setup("sft", made._replace(max_new_tokens=3), None, None, {}).own_env is True
+    assert load.setup(algorithms.find("sft"), made, None, None, {}).own_env is False
+    assert load.setup(algorithms.find("sft"), made._replace(max_new_tokens=3), None, None, {}).own_env is True
 
 
 def test_a_task_is_written_with_the_tokenizer_of_its_model_at_once(tmp_path: Path) -> None:
@@ -278,16 +278,18 @@ def test_a_task_is_written_with_the_tokenizer_of_its_model_at_once(tmp_path: Pat
     tokenizer.save(tmp_path / "model")
     pairs = [{"prompt": f"{a}>", "chosen": a, "rejected": a * 3} for a in "abcdefghij"]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    written = starting_model.written("dpo", "preferences", str(tmp_path / "model"), None, None)
+    written = starting_model.written(
+        algorithms.find("dpo"), "preferences", str(tmp_path / "model"), None, None
+    )
     given = {"data": str(tmp_path / "pairs.jsonl")}
-    task = load.setup("dpo", "preferences", None, None, given, written).env
+    task = load.setup(algorithms.find("dpo"), "preferences", None, None, given, written).env
     assert isinstance(task, Task)
     assert task.vocab_size == tokenizer.vocab_size
     assert task.learn.completion.shape == (9, 2, 4)  # the data's own lengths, of at most 256
     assert task.problem.arguments == {"name": "preferences", **given}
     assert starting_model.spelt(task.problem, tokenizer, "model") is task.problem
-    assert starting_model.written("dpo", "preferences", "", None, None) is None
-    assert starting_model.written("ppo", "CartPole-v1", "", None, None) is None
+    assert starting_model.written(algorithms.find("dpo"), "preferences", "", None, None) is None
+    assert starting_model.written(algorithms.find("ppo"), "CartPole-v1", "", None, None) is None
     again = starting_model.named("randomwalks", {"pairs": 16}, tokenizer)  # which has a vocabulary of its own
     assert again.tokenizer.vocab_size == 23
 

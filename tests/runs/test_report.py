@@ -22,7 +22,13 @@ def write_run(
     path.mkdir(parents=True)
     seeds = len(returns[0])
     values = CONFIG | config | (swept or {})
-    about = {"algorithm": algorithm, "env": env, "env_arguments": {}, "config": values}
+    about = {
+        "algorithm": algorithm,
+        "unit": algorithms.find(algorithm).unit,
+        "env": env,
+        "env_arguments": {},
+        "config": values,
+    }
     about |= {"swept": list(swept or {}), "seeds": list(range(seeds))}
     (path / "config.json").write_text(json.dumps(about))
     lines = []
@@ -49,7 +55,14 @@ def write_sweep(path, grid, score, seeds=3):
         for seed in range(seeds):
             where = {"part": "part-000", "member": len(members), "seed": seed}
             members.append(where | own | {"return": score(own, seed)})
-    content = {"algorithm": "ppo", "env": "CartPole-v1", "grid": grid, "seeds": seeds, "members": members}
+    content = {
+        "algorithm": "ppo",
+        "unit": "environment steps",
+        "env": "CartPole-v1",
+        "grid": grid,
+        "seeds": seeds,
+        "members": members,
+    }
     (path / "sweep.json").write_text(json.dumps(content | {"steps_per_second": 5.0}))
     return path
 
@@ -378,7 +391,7 @@ def test_steps_are_called_what_they_are(tmp_path, drawn):
     """The axis of a figure says tokens, judgements, completions or environment steps."""
     units = {"ppo": "environment steps", "sft": "tokens", "dpo": "judgements", "grpo": "completions"}
     for algorithm, unit in units.items():
-        assert algorithms.unit(algorithm) == unit
+        assert algorithms.find(algorithm).unit == unit
         run = read_run(write_run(tmp_path / algorithm, [[1.0]] * 2, algorithm=algorithm))
         assert report._panels([run])[0].steps == unit
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rljax
+from rljax import algorithms
 from rljax.checks import RunError
 from rljax.runs import load
 from rljax.runs import sweep as sweeping
@@ -168,7 +169,7 @@ def test_pieces_are_as_large_as_fit(
     program = lambda *arguments, **_: SimpleNamespace(memory_bytes=lambda: 10 * len(arguments[4]))
     monkeypatch.setattr(engine, "build", program)
     part = sweeping.Part({}, {"clip": [0.1, 0.2, 0.3, 0.4, 0.5]}, [1, 2, 3, 4, 5])
-    setup = load.setup("ppo", WALK, SHORT, None, {})
+    setup = load.setup(algorithms.find("ppo"), WALK, SHORT, None, {})
     pieces, compiled = sweeping._split(setup, part, limit, None, {})
     assert [len(piece.seeds) for piece in pieces] == sizes
     assert [seed for piece in pieces for seed in piece.seeds] == part.seeds

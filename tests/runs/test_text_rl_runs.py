@@ -60,7 +60,9 @@ def host(function: Any = letters_of_text, **more: Any) -> Any:
 def train(
     problem: text.Problem, out: Path | None = None, algorithm: str = "grpo", seeds: int = 2, **options: Any
 ) -> Any:
-    config = rljax.algorithms.get(algorithm).Config(**SMALL | options.pop("config", {}))  # not the preset
+    config = rljax.algorithms.find(algorithm).module.Config(
+        **SMALL | options.pop("config", {})
+    )  # not the preset
     return rljax.train(algorithm, problem, config, seeds=seeds, out=out, progress=False, **options)
 
 

@@ -42,6 +42,7 @@ def test_summary_json(whole: Result) -> None:
         "algorithm",
         "env",
         "steps",
+        "unit",
         "seeds",
         "headline",
         "return",
@@ -74,6 +75,8 @@ def test_config_json(whole: Result) -> None:
     told = strict((whole.folder / "config.json").read_text())
     assert list(told) == [
         "algorithm",
+        "algorithm_source",
+        "unit",
         "env",
         "env_arguments",
         "config",
@@ -302,7 +305,7 @@ def test_targets_begin_as_copies_of_what_they_track(tmp_path: Path, monkeypatch:
         parts = {field.name: np.full((2, 1), other) for field in dataclasses.fields(module.State)}
         return module.State(**parts | {"params": params, "target_params": target})
 
-    monkeypatch.setattr(load.folder, "read", lambda run: {})
+    monkeypatch.setattr(load.files, "read", lambda run: {})
     pair = lambda one, two: sac.Params({"w": np.full((2, 3), one)}, {"w": np.full((2, 3), two)}, np.ones(2))
     whole = lambda value: np.full((2, 3), value)
     targets = {"w": whole(5.0)}
@@ -324,8 +327,10 @@ def test_targets_begin_as_copies_of_what_they_track(tmp_path: Path, monkeypatch:
 
 
 def test_each_state_says_what_another_run_may_start_from() -> None:
-    for name in (*algorithms.NAMES, *algorithms.TEXT):
-        fields = {field.name: field.metadata for field in dataclasses.fields(algorithms.get(name).State)}
+    for name in algorithms.NAMES:
+        fields = {
+            field.name: field.metadata for field in dataclasses.fields(algorithms.find(name).module.State)
+        }
         assert fields["params"]["carried"] == "", name
         for target in (field for field in fields if "target" in field):
             assert fields[target]["carried"].split(".")[0] == "params", name

@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from rljax import algorithms, backend
+from rljax import backend
+from rljax.algorithms import Definition
 from rljax.checks import RunError, counted, show
 from rljax.runs.folder.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, PyTree, Task
@@ -71,7 +72,9 @@ def describe(
     begun = setup.start is not None and setup.start.kind != "none"  # with a model that is found again
     own_model = setup.own_env and isinstance(setup.env, Task) and setup.env.model is not None and not begun
     return {
-        "algorithm": setup.algorithm,
+        "algorithm": setup.algorithm.name,
+        "algorithm_source": source(setup.algorithm),
+        "unit": setup.algorithm.unit,
         **(_task(setup) if isinstance(setup.env, Task) else _env(setup)),
         "config": values | {name: plain(column) for name, column in swept.items()},
         "swept": list(swept),
@@ -161,9 +164,25 @@ def world(about: dict[str, Any]) -> str:
     return about.get("env") or about["task"]
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first thing that keeps a run described by `new` from continuing the one described by `old`, or
-    None.
+def source(algorithm: Definition) -> dict[str, str] | None:
+    """What config.json says of an algorithm of the user's own: where it was imported from, and the sha256 of
+    its file. None of a built-in one.
+    """
+    if algorithm.built_in:
+        return None
+    file = getattr(algorithm.module, "__file__", None)
+    module = getattr(algorithm.module, "__name__", "")
+    path = None if file is None else Path(file).absolute()
+    return {
+        "module": "" if module == "__main__" or " " in module else module,
+        "file": "" if path is None else str(path),
+        "sha256": "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
+def difference(old: dict[str, Any], new: dict[str, Any], algorithm: Definition) -> str | None:
+    """The first thing that keeps a run of `algorithm` described by `new` from continuing the one described by
+    `old`, or None.
     """
     same = "algorithm", "env", "env_arguments", "task", "task_arguments", "start", "vocab_size", "seeds"
     for name in same:
@@ -172,7 +191,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     for name in old["config"]:
         if name not in new["config"]:
             return f"{name} is a field of rljax {old['versions']['rljax']} there and of none here"
-    before = {field.name: plain(field.default) for field in algorithms.fields(new["algorithm"])}
+    before = {field.name: plain(field.default) for field in algorithm.fields()}
     for name, value in new["config"].items():
         there = old["config"].get(name, before[name])  # without a field a version did what its default does
         if there != value:
