@@ -433,7 +433,7 @@ def test_a_static_field_changes_the_program(name: str) -> None:
         assert differs, f"{name}.{field.name} is ignored"
 
 
-@pytest.mark.parametrize("name", filter(lambda name: algorithms.find(name).text, algorithms.NAMES))
+@pytest.mark.parametrize("name", [name for name in algorithms.NAMES if algorithms.find(name).text])
 def test_a_field_of_the_model_changes_it(name: str) -> None:
     """What `init` makes and `policy` does, from parameters of the model that the Config describes."""
     module, row = algorithms.find(name).module, TABLE[name]
