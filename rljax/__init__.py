@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rljax import math as math
     from rljax import models as models
     from rljax import runs as runs
+    from rljax import testing as testing
     from rljax import text as text
     from rljax.algorithms import a2c as a2c
     from rljax.algorithms import c51 as c51
@@ -78,7 +79,7 @@ _FUNCTIONS = {
     "report": "rljax.runs.report",
     "render": "rljax.runs.render",
 }
-_MODULES = ("envs", "math", "models", "runs", "text", "algorithms", "types", "checks", "cli")
+_MODULES = ("envs", "math", "models", "runs", "text", "algorithms", "types", "checks", "cli", "testing")
 
 
 def __getattr__(name: str) -> Any:

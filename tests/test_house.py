@@ -12,7 +12,7 @@ import rljax
 ROOT = Path(rljax.__file__).parent
 # Imports go down: a floor may import what stands after it. Rooms on one line do not import each other.
 FLOORS = [
-    ["cli"],
+    ["cli", "testing"],
     ["runs"],
     ["algorithms"],
     ["learning"],

@@ -1,19 +1,12 @@
 """What every algorithm promises, one table over all of them: ARCHITECTURE's "What equality means here"."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.extend.core import jaxpr_as_fun
 
-import rljax
-from rljax import algorithms, envs
-from rljax.runs.folder import checkpoint
-from rljax.runs.program import engine, host_rewards, layout
+from rljax import algorithms, envs, testing
+from rljax.runs.program import layout
 from rljax.types import Env, Preferences, Task
 from tests.algorithms import tasks
 
@@ -28,9 +21,6 @@ class Row(NamedTuple):
     mapping: layout.Mapping = "vmap"  # of members on a device
 
 
-ITERATIONS = 3
-SEEDS = [5, 6, 7, 8]
-TWINS = 1, 3  # members with one Config and different seeds
 PREFERENCES = [name for name in algorithms.NAMES if algorithms.find(name).learns == "preferences"]
 REPLAY = {"num_envs": 2, "num_steps": 8, "learning_starts": 32, "batch_size": 8, "buffer_size": 64}
 TABULAR = {"num_envs": 4, "num_steps": 32}
@@ -299,17 +289,6 @@ def parts(row: Row) -> tuple[Any, Any, Any]:
     return module, world, module.Config(**small | row.fields)
 
 
-def observations(world: Env | Task) -> Any:
-    """What 64 instances of a policy see at one time."""
-    if isinstance(world, Task):
-        drawn = np.random.default_rng(1).integers(1, world.vocab_size, (64, 4), np.int32)
-        valid = (
-            np.arange(4)[None] >= np.arange(64)[:, None] % 4
-        )  # from one to four tokens, padded on the left
-        return jnp.asarray(drawn), jnp.asarray(valid)
-    return jax.vmap(world.reset)(jax.random.split(jax.random.key(1), 64))[0]
-
-
 def steps(config: Any, world: Env | Task) -> int:
     """What one iteration counts: judgements, tokens that are given, completions, or steps."""
     if not isinstance(world, Task):
@@ -321,192 +300,54 @@ def steps(config: Any, world: Env | Task) -> int:
     return config.num_prompts * config.group_size * getattr(config, "oversampling", 1)
 
 
-class Compiled(NamedTuple):
-    """The program of a sweep of four members, how often its step was traced, and what its members became."""
-
-    program: engine.Program
-    traces: list[int]
-    first: tuple[Any, Any]  # states and metrics of the first iteration
-    chunks: Any  # states after chunks of 1, 0 and 2 iterations
-    bad: list[Any]  # the first bad iteration in each of these chunks
-    whole: Any  # states after 3 iterations at once
-    retried: Any  # the same with the numbers of a second try
-
-
-def sweep(row: Row) -> dict[str, np.ndarray]:
-    """Three values of each swept field, and a member that has the second value again."""
-    return {field: np.asarray([*values, values[TWINS[0]]]) for field, values in row.swept.items()}
-
-
 @pytest.fixture(scope="module")
-def compiled(row: Row) -> Compiled:
+def made(row: Row) -> testing.Trial:
     module, world, config = parts(row)
-    traces: list[int] = []
-
-    def make(*arguments: Any) -> Any:
-        algorithm = module.make(*arguments)
-
-        def step(key: Any, state: Any) -> Any:
-            traces.append(1)
-            return algorithm.step(key, state)
-
-        return algorithm._replace(step=step)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "mapping_for", lambda device: row.mapping)
-        built = engine.build(make, world, config, sweep(row), SEEDS)
-    states, hosted, bad = built.init(), [], []
-    for n in (1, 0, 2):
-        states, metrics, first_bad = built.advance(states, n)
-        hosted.append(built.fetch((states, metrics)))
-        bad.append(built.fetch(first_bad))
-    whole = built.fetch(built.advance(built.init(), ITERATIONS)[0])
-    retried = built.fetch(built.advance(built.init(), ITERATIONS, 1)[0])
-    return Compiled(built, traces, hosted[0], hosted[-1][0], bad, whole, retried)
+        return testing.trial(algorithms.find(module), world, config, row.swept)
 
 
-class History(NamedTuple):
-    """A single run: its State before the first iteration, and States and metrics of iterations, (I, ...)."""
-
-    start: Any
-    states: Any
-    metrics: Any
-
-
-class Single(NamedTuple):
-    """`rljax.run` inside a jit, as traced, and what it makes of the Config and seed of each member."""
-
-    traced: Any
-    arguments: tuple
-    members: list[History]
-
-
-@pytest.fixture(scope="module")
-def single(row: Row) -> Single:
-    module, world, config = parts(row)
-
-    def train(frozen: Any, config: Any, seed: Any) -> History:
-        algorithm = module.make(world, config, None, frozen)
-
-        def step(key: Any, state: Any) -> tuple[Any, tuple[Any, Any]]:
-            state, metrics = algorithm.step(key, state)
-            return state, (state, metrics)
-
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        start = algorithm.init(init_key)
-        _, (states, metrics) = rljax.run(algorithm._replace(step=step), run_key, start, ITERATIONS)
-        return History(start, states, metrics)
-
-    frozen = world.frozen if isinstance(world, Task) else None
-    arguments = [
-        (frozen, engine.strong(config.replace(**dict(zip(row.swept, map(float, values), strict=True)))), seed)
-        for values, seed in zip(zip(*sweep(row).values(), strict=True), map(np.uint32, SEEDS), strict=True)
-    ]
-    traced = jax.jit(train).trace(*arguments[0])
-    run = traced.lower().compile()
-    members = [jax.tree.map(np.asarray, engine.hosted(run(*each))) for each in arguments]
-    return Single(traced, arguments[0], members)
-
-
-def test_the_four_names_and_the_shape_of_a_config(row: Row, single: Single) -> None:
-    module, world, config = parts(row)
-    assert {"Config", "State", "Metrics", "make"} <= set(vars(module))
+def test_the_four_names_and_the_shape_of_a_config(row: Row, made: testing.Trial) -> None:
+    _, world, config = parts(row)
+    testing.check_shape(made)
     assert config.steps_per_iteration == steps(config, world)
     assert config.initial_steps == getattr(config, "learning_starts", 0)
-    assert "iteration" in {field.name for field in dataclasses.fields(module.State)}
-    start, states, metrics = single.traced.out_info
-    before, after = (
-        jax.tree.map(lambda x, axes=axes: (x.shape[axes:], x.dtype), state)
-        for axes, state in enumerate((start, states))
-    )
-    assert before == after
-    means = host_rewards.means(metrics)
-    assert all(mean.total.dtype == jnp.float32 and mean.count.dtype == jnp.int32 for mean in means)
 
 
-def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(compiled: Compiled) -> None:
-    assert all((bad == -1).all() for bad in compiled.bad)
-    assert checkpoint.sha256_of(compiled.chunks) == checkpoint.sha256_of(compiled.whole)
-    assert len(compiled.traces) <= 2  # eval_shape for the metrics, then the loop
+def test_one_compilation_per_run_and_chunk_lengths_change_no_bit(made: testing.Trial) -> None:
+    testing.check_chunks(made)
 
 
-def test_a_whole_sweep_of_leaves_is_traced_once_and_its_members_are_single_runs(
-    compiled: Compiled, single: Single
-) -> None:
-    assert len(compiled.traces) <= 2
-    states, metrics = compiled.first
-    mapped = checkpoint.leaves(states)
-    for member, alone in enumerate(single.members):
-        first = jax.tree.map(lambda x: x[0], (alone.states, alone.metrics))
-        for name, leaf in checkpoint.leaves(first[0]).items():
-            several = mapped[name][member]
-            if np.issubdtype(leaf.dtype, np.integer):
-                np.testing.assert_array_equal(several, leaf, err_msg=name)
-            else:
-                scale = np.abs(leaf).max() if leaf.size else 0
-                np.testing.assert_allclose(several, leaf, rtol=1e-4, atol=1e-4 * scale + 1e-7, err_msg=name)
-        for one, several in zip(host_rewards.means(first[1]), host_rewards.means(metrics), strict=True):
-            np.testing.assert_array_equal(several.count[member], one.count)
+def test_members_of_a_sweep_of_leaves_are_single_runs(made: testing.Trial) -> None:
+    testing.check_members(made)
 
 
-def test_seeds_differ_from_the_first_iteration(compiled: Compiled) -> None:
-    one, other = TWINS
-    for name, leaf in checkpoint.leaves(compiled.first[0].params).items():
-        # A single number may agree: the first step of Adam is ± the learning rate.
-        assert leaf[0].size == 1 or (leaf[one] != leaf[other]).any(), name
+def test_seeds_differ_from_the_first_iteration(made: testing.Trial) -> None:
+    testing.check_seeds(made)
 
 
-def test_a_retry_draws_other_numbers(row: Row, compiled: Compiled) -> None:
-    same = checkpoint.sha256_of(compiled.retried) == checkpoint.sha256_of(compiled.whole)
+def test_a_retry_draws_other_numbers(row: Row, made: testing.Trial) -> None:
     # without dropout these draw nothing: their States have the order of the rows
-    assert same == (row.algorithm in ("sft", *PREFERENCES) and "dropout" not in row.fields)
+    testing.check_retry(made, row.algorithm not in ("sft", *PREFERENCES) or "dropout" in row.fields)
 
 
-def test_no_key_is_used_twice(single: Single) -> None:
-    """JAX checks keys as it traces a jit: here `init` and the step of all iterations."""
-    again = jax.jit(jaxpr_as_fun(single.traced.jaxpr))
-    with jax.debug_key_reuse(True):
-        again.trace(*jax.tree.leaves(single.arguments))
-    np.testing.assert_array_equal(single.members[0].states.iteration, [1, 2, 3])
+def test_no_key_is_used_twice(made: testing.Trial) -> None:
+    testing.check_keys(made)
 
 
-def test_the_check_of_keys_sees_one_that_is_used_twice() -> None:
-    def reuse(key: Any) -> Any:
-        draw = lambda total, _: (total + jax.random.normal(key), None)
-        return jax.lax.scan(draw, 0.0, length=ITERATIONS)[0]
-
-    key = jax.random.key(0)
-    again = jax.jit(jaxpr_as_fun(jax.jit(reuse).trace(key).jaxpr))
-    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
-        again.trace(key)
+def test_the_program_holds_no_big_constants(made: testing.Trial) -> None:
+    testing.check_constants(made)
 
 
-def test_the_program_holds_no_big_constants(single: Single) -> None:
-    assert sum(np.asarray(constant).nbytes for constant in single.traced.jaxpr.consts) < 10_000
+def test_run_inside_a_jit_is_the_same_run(made: testing.Trial) -> None:
+    testing.check_run(made)
 
 
-def test_run_inside_a_jit_is_the_same_run(compiled: Compiled, single: Single) -> None:
-    for member, alone in enumerate(single.members):
-        assert {mean.total.shape for mean in host_rewards.means(alone.metrics)} == {(ITERATIONS,)}
-        for name, leaf in checkpoint.leaves(alone.states.params).items():
-            there = checkpoint.leaves(compiled.whole.params)[name][member]
-            np.testing.assert_allclose(leaf[-1], there, rtol=1e-3, atol=1e-5, err_msg=name)
-
-
-def test_the_greedy_policy_draws_nothing(row: Row, compiled: Compiled) -> None:
+def test_the_greedy_policy_draws_nothing(row: Row, made: testing.Trial) -> None:
     if row.algorithm == "td_lambda":
         pytest.skip("acts with the policy that it is given, greedy or not")
-    module, world, config = parts(row)
-    states = compiled.program.unhost(compiled.whole)
-
-    @jax.jit
-    def act(states: Any, key: Any, greedy: Any) -> Any:
-        policy = module.make(world, config).policy(jax.tree.map(lambda x: x[0], states))
-        return policy.act(key, observations(world), policy.init(), greedy)[0]
-
-    one, two = jax.random.split(jax.random.key(2))
-    np.testing.assert_array_equal(act(states, one, True), act(states, two, True))
-    assert (np.asarray(act(states, one, False)) != np.asarray(act(states, two, False))).any()
+    testing.check_policy(made)
 
 
 def test_wrong_fields_are_one_line_that_names_them(row: Row) -> None:
