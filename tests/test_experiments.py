@@ -18,7 +18,7 @@ from rljax.runs import presets
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 TEXT = (*(f"{name}_" for name in algorithms.NAMES if algorithms.find(name).text), "verifiable_rewards")
-SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith(TEXT))
+SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if not path.stem.startswith((*TEXT, "own_")))
 
 
 @pytest.fixture(params=SCRIPTS, ids=lambda path: path.stem)

@@ -5,6 +5,7 @@ summary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,9 @@ def told(summary: dict[str, Any]) -> str:
     return f"{summary['algorithm']} on {world}: {steps}\n  {measured}"
 
 
+Callback = Callable[[dict[str, Any], PyTree], bool | None]
+
+
 class Options(NamedTuple):
     """What of a run is the host's business: nothing here changes a number that the algorithm computes."""
 
@@ -69,6 +73,9 @@ class Options(NamedTuple):
     wandb: bool = False
     progress: bool = True
     stop_on_nan: bool = True  # a sweep goes on and reports the member's return as null
+    # (row, states) -> whether to stop, or several of them: called at every row of metrics with what that says
+    # and the states of all members, (S, ...), on the host
+    callback: Callback | Sequence[Callback] = ()
     changed_algorithm: bool = False  # resume, though the file of an algorithm of one's own is another by now
 
 
@@ -114,7 +121,17 @@ def options_from(given: dict[str, Any], algorithm: Definition | None = None) -> 
     for name in ("tensorboard", "wandb", "progress", "stop_on_nan", "changed_algorithm"):
         if not isinstance(getattr(options, name), bool):
             raise ValueError(f"{name} = {checks.show(getattr(options, name))}: must be True or False")
+    for each in several(options.callback):
+        if not callable(each):
+            raise ValueError(
+                f"callback = {checks.show(each)}: must be a function of (row, states), or a list"
+            )
     return options._replace(**counts, target_return=None if target is None else float(target))
+
+
+def several(callback: Callback | Sequence[Callback]) -> Sequence[Callback]:
+    """A callback, or several of them, as several."""
+    return callback if isinstance(callback, Sequence) else (callback,)
 
 
 class Recorder:
@@ -229,6 +246,18 @@ class Recorder:
         spent = f"{self.steps(self.iteration):,} {self.setup.algorithm.unit}"
         self.bar.say(f"every seed reached a {self.label()} of {target:g} after {spent}")
         return True
+
+    def asked_to_stop(self, states: PyTree) -> bool:
+        """Whether a callback of the user's, called with the last row and the states, has said True."""
+        if not self.options.callback:
+            return False
+        hosted = self.program.fetch(states)
+        answers = [callback(self.rows[-1], hosted) for callback in several(self.options.callback)]
+        if asked := any(answer is True for answer in answers):
+            self.bar.say(
+                f"a callback ends the run after {self.steps(self.iteration):,} {self.setup.algorithm.unit}"
+            )
+        return asked
 
     def evaluate(self, states: PyTree) -> statistics.Measured:
         """The return of the greedy policy, or of a Task the loss or accuracy of its held-out rows."""

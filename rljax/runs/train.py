@@ -70,7 +70,7 @@ def train(
         reward: on a task, a run of reward_model whose members' mean takes the place of the task's rewards.
         network: a Network of one's own (for actor and critic an ActorCritic), or for a Task a LanguageModel.
         frozen: arrays that the algorithm is given beside the environment: td_lambda's policy.
-        options: the fields of `Options`.
+        options: the fields of `Options`: how often to log, evaluate and save, callbacks, progress.
 
     Raises: ValueError or FileNotFoundError for what is wrong with the arguments, RunError for what went wrong
     while running,
@@ -187,7 +187,9 @@ def _warm_up(
             raise ValueError(f"{there} is another model than this run would begin with: {wrong}; remove it")
         return starting_model.Start("run", starting_model.WARM_UP)
     resume = there is not None and (there / files.CONFIG).is_file()
-    options = options._replace(checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0)
+    options = options._replace(
+        checkpoint_every=0, evaluate_every=0, target_return=None, samples_every=0, callback=()
+    )
     more = options._asdict() | {"network": network, "resume": resume}
     done = train("sft", problem, config, steps=tokens, seed=seed, out=there, **more)
     if there is not None:
@@ -273,7 +275,7 @@ def train_members(
                 )  # fmt: skip
                 for states, row in chunks:
                     recorder.record(row, states)
-                    if recorder.reached_target():
+                    if recorder.asked_to_stop(states) or recorder.reached_target():
                         break
                 stopped = stop.is_set() and recorder.iteration < total
             recorder.save(states)
