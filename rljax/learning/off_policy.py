@@ -48,6 +48,9 @@ def check(config: Any) -> None:
     if total <= config.learning_starts:
         right = f"must be below total_steps = {checks.show(total)}, or nothing is ever learnt"
         checks.complain(config, "learning_starts", right)
+    if total <= config.initial_steps:
+        right = f"fills {config.initial_steps} steps, whole rows of num_envs: must leave some of total_steps"
+        checks.complain(config, "learning_starts", f"{right} = {checks.show(total)}")
     rounds = total / config.num_envs / config.train_every
     if max(config.train_every, config.num_updates) * rounds > checks.INT32:
         checks.complain(config, "total_steps", f"is more than {checks.INT32} rows or updates: take less")

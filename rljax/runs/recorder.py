@@ -313,6 +313,7 @@ class Recorder:
         found = self.evaluate(states)
         more = alike.sampled(self.setup.env, self.program, states, self.iteration, found)
         steps = self.steps(self.iteration)
+        learnt = (steps - self.initial) * len(self.seeds)  # without those of `init`, as in `seconds`
         hosted = self.program.fetch(states)
         summary = {
             "algorithm": self.setup.algorithm.name,
@@ -323,8 +324,7 @@ class Recorder:
             "headline": self.headline,
             self.headline: statistics.headline(found.means.tolist(), found.number),
             **more,
-            # without those of `init`, whose time is not in `seconds` either
-            "steps_per_second": round((steps - self.initial) * len(self.seeds) / self.seconds, 1),
+            "steps_per_second": round(learnt / self.seconds, 1) if self.seconds else None,
             "compile_seconds": round(startup["trace"] + startup["compile"], 2),
             "startup": startup,
             "device": files.device(),

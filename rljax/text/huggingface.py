@@ -96,7 +96,7 @@ def load_folder(path: Path, chat_template: str | Path | None = None) -> Tokenize
     pieces = [file for file in SENTENCE_PIECES if (path / file).is_file()]
     if pieces and not (path / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
         raise ValueError(
-            f"{name} is a SentencePiece model ({pieces[0]}): pip install sentencepiece, or lay its "
+            f'{name} is a SentencePiece model ({pieces[0]}): pip install "rljax[text]", or lay its '
             "tokenizer.json beside it"
         )
     try:

@@ -61,7 +61,7 @@ def load_tokenizer(
 
     A folder holds one of: what `Tokenizer.save` wrote; a Hugging Face tokenizer (tokenizer.json, alone or
     with its tokenizer_config.json; vocab.json and merges.txt, which without a configuration are taken as
-    GPT-2's byte-level BPE; a SentencePiece model, where the sentencepiece package is there); llama2.c's
+    GPT-2's byte-level BPE; a SentencePiece model); llama2.c's
     tok*.bin. `source` may also be the tokenizer.json or tok*.bin itself. `chat_template` (Jinja text, or the
     Path of a file of it) takes the place of the tokenizer's own, `revision` is of a repository.
 

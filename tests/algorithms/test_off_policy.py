@@ -53,3 +53,15 @@ def test_the_speed_of_a_run_counts_what_its_seconds_do() -> None:
     seconds = done.rows[-1]["seconds"]
     assert done.summary["steps"] == 8_448
     assert 2_048 / done.summary["steps_per_second"] == pytest.approx(seconds, abs=0.001)
+
+
+@pytest.mark.parametrize("module", [dqn, ddpg, sac])
+def test_a_warm_up_of_whole_rows_that_leaves_nothing_is_refused(module: Any) -> None:
+    """1,000 steps of 64 environments are 16 rows, 1,024 steps: more than the run has."""
+    config = module.Config(total_steps=1_001, learning_starts=1_000, num_envs=64)
+    right = (
+        r"learning_starts = 1000: fills 1024 steps, whole rows of num_envs: must leave some of total_steps"
+    )
+    with pytest.raises(ValueError, match=right):
+        off_policy.check(config)
+    off_policy.check(config.replace(total_steps=1_025))

@@ -16,6 +16,7 @@ from rljax.cli import main
 from rljax.models import huggingface
 from rljax.runs import load
 from rljax.runs.folder import files
+from rljax.text.data import Pairs
 from rljax.types import Prompts, Reward, Task
 from tests.algorithms.tasks import SCORING, preferences_task, started_task
 from tests.algorithms.test_text_algorithms import by_hand
@@ -215,6 +216,12 @@ def given(reward: Reward, samples: Any) -> np.ndarray:
     return np.asarray(jax.jit(reward.apply)(reward.params, prompt, completion, None))
 
 
+def hand_padded(prompt: list[int], completion: list[int]) -> Pairs:
+    """One row as `given` reads it."""
+    x, y = np.array([prompt]), np.array([completion])
+    return Pairs(x, x >= 0, y, y >= 0)
+
+
 def test_the_members_of_a_reward_model_judge_alone_and_together(tmp_path: Path) -> None:
     tokenizer = text.character_tokenizer("12345678")
     task = preferences_task()._replace(tokenizer=tokenizer)
@@ -228,6 +235,11 @@ def test_the_members_of_a_reward_model_judge_alone_and_together(tmp_path: Path) 
     together = rljax.load_reward(tmp_path / "run", name="liked", weight=2.0)
     assert (together.name, together.weight, together.host) == ("liked", 2.0, False)
     np.testing.assert_allclose(given(together, samples[0]), np.mean(alone, axis=0), rtol=1e-4, atol=1e-5)
+    said, answers, end = ["12", "4"], ["7", "5678"], [tokenizer.eos_id]
+    rows = [(tokenizer.encode(x), tokenizer.encode(y) + end) for x, y in zip(said, answers, strict=True)]
+    alike = [given(together, hand_padded(*row)).item() for row in rows]
+    scores = text.rewards.score_texts(together, said, answers)
+    np.testing.assert_allclose(scores, alike, rtol=1e-4, atol=1e-5)
     least = rljax.load_reward(tmp_path / "run", ensemble="min")
     np.testing.assert_allclose(given(least, samples[0]), np.min(alone, axis=0), rtol=1e-4, atol=1e-5)
     prompts = Prompts(task.learn.tokens, task.learn.valid)

@@ -636,3 +636,22 @@ def test_traced_arrays_are_not_looked_into() -> None:
         return weight
 
     assert checked(task.learn.valid, 2.0) == 2
+
+
+def test_texts_are_scored_by_any_reward() -> None:
+    tokenizer = text.character_tokenizer("abc")
+    longer = rewards.of_tokens(lambda prompt, completion, reference: (completion >= 0).sum(), "longer")
+    scores = rewards.score_texts(longer, ["a", "ab"], ["abc", "c"], tokenizer=tokenizer)
+    assert scores.tolist() == [4, 2]  # with the end token
+    records = [{"completion": "b"}, {"completion": "c"}]
+    assert rewards.score_texts(rewards.exact_match(), ["a", "a"], ["b", "b"], records=records).tolist() == [
+        1,
+        0,
+    ]
+    assert rewards.score_texts(longer, [], []).shape == (0,)
+    with pytest.raises(ValueError, match=r"^1 prompts and 2 completions: give as many of both$"):
+        rewards.score_texts(longer, ["a"], ["b", "c"])
+    with pytest.raises(
+        ValueError, match=r"^reward longer is of tokens, and has no tokenizer: give tokenizer=$"
+    ):
+        rewards.score_texts(longer, ["a"], ["b"])

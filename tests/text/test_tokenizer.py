@@ -641,8 +641,29 @@ def test_sentence_pieces_without_the_package_say_what_to_install(tmp_path, monke
     pytest.importorskip("transformers")
     monkeypatch.setattr(huggingface, "find_spec", lambda package: None)
     (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=f"SentencePiece model .{name}.: pip install sentencepiece"):
+    with pytest.raises(ValueError, match=f"SentencePiece model .{name}.: pip install .rljax"):
         text.load_tokenizer(tmp_path)
+
+
+def test_a_sentence_piece_model_writes_as_its_own_library(tmp_path: Path) -> None:
+    pieces = pytest.importorskip("sentencepiece", reason="needs the extra text")
+    pytest.importorskip("transformers")
+    lines = tmp_path / "lines.txt"
+    lines.write_text("the cat sat on the mat\na dog ran to the cat\nhello world of cats and dogs\n" * 20)
+    model = tmp_path / "made" / "tokenizer"
+    model.parent.mkdir()
+    pieces.SentencePieceTrainer.train(
+        input=str(lines), model_prefix=str(model), vocab_size=60, model_type="bpe", minloglevel=2
+    )
+    (model.parent / "config.json").write_text('{"model_type": "llama"}')
+    settings = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "unk_token": "<unk>"}
+    (model.parent / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": "<s>"}))
+    loaded = text.load_tokenizer(model.parent)
+    own = pieces.SentencePieceProcessor(model_file=f"{model}.model")
+    for said in ("the cat", "hello dogs sat", "on to the world"):
+        assert loaded.encode(said) == own.encode(said)
+        assert loaded.decode(loaded.encode(said)) == said
+    assert loaded.eos_id == own.eos_id()
 
 
 def test_a_repository_without_network_says_how_to_go_on(monkeypatch) -> None:

@@ -5,6 +5,7 @@ from rljax.text.rewards.combine import Normalisation, combine
 from rljax.text.rewards.host import decoded, of_code, of_text, on_host, tried
 from rljax.text.rewards.model import normalised, of_model
 from rljax.text.rewards.strings import exact_match, number, numeric_answer, pattern
+from rljax.text.rewards.texts import score_texts
 from rljax.text.rewards.tokens import length, of_tokens, one_stop
 from rljax.text.rewards.translation import bleu, chrf
 
@@ -27,5 +28,6 @@ __all__ = [
     "on_host",
     "one_stop",
     "pattern",
+    "score_texts",
     "tried",
 ]
