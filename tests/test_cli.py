@@ -468,7 +468,8 @@ def test_misuse_is_one_line_and_status_2(calls, capsys, line, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("train ppo --env X --config.learnin-rate 1", "--config.learning-rate"),
+        ("train ppo --env X --config.learnin-rate 1", "did you mean learning_rate?"),
+        ("train ppo --env X --config.gamma 0.9", "ppo.Config has no field gamma; here it is discount"),
         ("train ppo --env X --learning-rate 1", "--config.learning-rate"),
         ("train ppo --envv X", "--env "),
         ("train ppo --env X --config.value-loss clippd", "did you mean clipped?"),
@@ -633,7 +634,7 @@ def test_overrides_win_over_the_preset_and_that_over_the_defaults(monkeypatch):
     )
     assert presets.config_for(algorithms.find("ppo"), "Y", {}) == (ppo.Config(), False)
     with pytest.raises(
-        ValueError, match=r"ppo\.Config has no field 'learnin_rate'; did you mean learning_rate\?"
+        ValueError, match=r"ppo\.Config has no field learnin_rate; did you mean learning_rate\?"
     ):
         presets.config_for(algorithms.find("ppo"), "X", {"learnin_rate": 1})
 

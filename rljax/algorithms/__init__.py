@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from rljax.learning.fields import COMMON, OF_TEXT, Field, fields_of
+from rljax.learning.foreign_names import hint
 
 # The only list of them: the command line, `rljax.NAME`, tables and tests derive from it.
 NAMES = (
@@ -100,6 +101,12 @@ class Definition(NamedTuple):
     def built_in(self) -> bool:
         """Whether it is one of NAMES, and not the user's own."""
         return self.module is sys.modules.get(f"rljax.algorithms.{self.name}")
+
+    def unknown(self, name: str) -> ValueError:
+        """The error that says of `name`, no field of its Config, what was probably meant."""
+        told = hint(name, [field.name for field in self.fields()])
+        told = told or f"; `rljax list fields {self.name}` shows them"
+        return ValueError(f"{self.name}.Config has no field {name}{told}")
 
     def fields(self) -> tuple[Field, ...]:
         """The fields of its Config."""

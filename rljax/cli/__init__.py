@@ -158,6 +158,11 @@ def _with_config(command: type, words: list[str], several: bool) -> type:
     if not named:
         return command
     algorithm = algorithms.find(named[0])
+    known = [field.name for field in algorithm.fields()]
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--config.").replace("-", "_")
+        if word.startswith("--config.") and name not in known:
+            raise algorithm.unknown(name)
     env = ""
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")

@@ -310,9 +310,6 @@ def config_for(algorithm: Definition, env_name: str, overrides: Mapping[str, Any
     known = [field.name for field in dataclasses.fields(config)]
     for field in overrides:
         if field not in known:
-            from rljax.checks import suggest
-
-            hint = suggest(field, known) or f"; `rljax list fields {algorithm.name}` shows them"
-            raise ValueError(f"{algorithm.name}.Config has no field {field!r}{hint}")
+            raise algorithm.unknown(field)
     found = preset(algorithm.name, env_name) if algorithm.built_in else None
     return config(**{**(found or {}), **overrides}), found is not None

@@ -192,10 +192,7 @@ def plan(
     known = {field.name: field for field in fields(setup.config)}
     for field, column in grid.items():
         if field not in known:
-            near = checks.suggest(field, known)
-            raise ValueError(
-                f"{setup.algorithm.name}.Config has no field {field}{near or '; `rljax list` shows them'}"
-            )
+            raise setup.algorithm.unknown(field)
         if not column:
             raise ValueError(f"the sweep of {field} has no values")
     # a number that may be None, which leaves a step out of the program, is one program per value
