@@ -13,7 +13,7 @@ import functools
 import itertools
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -102,6 +102,8 @@ def _types(config: type) -> dict[str, Any]:
 def _field(config: Any, field: dataclasses.Field, kind: Any, value: Any) -> Any:
     """The value of one field, whose annotation is `kind`, in its plain type."""
     name, origin = field.name, get_origin(kind)
+    if origin in (Union, UnionType) and any(get_origin(each) is Callable for each in get_args(kind)):
+        return value if is_own(value) else _field(config, field, get_args(kind)[0], value)
     if origin in (Union, UnionType) and NoneType in get_args(kind):
         if value is None:
             return None
@@ -259,6 +261,11 @@ def names(config: Any, field: str) -> None:
         complain(config, field, 'must be a tuple of names, such as ("attention/*",)')
 
 
+def is_own(value: Any) -> bool:
+    """Whether a static choice is the user's own: a function, or where it is, as "module:name"."""
+    return callable(value) or (isinstance(value, str) and ":" in value)
+
+
 def choice(config: Any, field: str, options: Iterable[str]) -> None:
     """This static field is one of the names in `options`."""
     value = getattr(config, field)
@@ -271,7 +278,8 @@ def read_by(config: Any, choice: str, readers: Iterable[str], *fields: str) -> N
     each has its default, as another value would change nothing. Traced values are not looked into.
     """
     readers = tuple(readers)
-    if getattr(config, choice) in readers:
+    chosen = getattr(config, choice)
+    if is_own(chosen) or chosen in readers:  # a function of the user's may read any of them
         return
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config)}
     for field in fields:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from rljax.learning.choices import from_file
 from rljax.learning.fields import COMMON, OF_TEXT, Field, fields_of
 from rljax.learning.foreign_names import hint
 
@@ -158,32 +158,6 @@ def _imported(name: str) -> Any:
 
     own = "; an own one is the path of its file, mine.py"
     raise ValueError(f"no algorithm {name!r} (there are {', '.join(NAMES)}){suggest(name, NAMES) or own}")
-
-
-def from_file(path: Path) -> Any:
-    """The module in this file, executed once: asked for again, it is the same module.
-
-    Raises: FileNotFoundError; ValueError where the file cannot be executed.
-    """
-    path = path.expanduser().absolute()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    for module in list(sys.modules.values()):
-        if getattr(module, "__file__", None) == str(path):
-            return module
-    name = path.stem if path.stem not in sys.modules else f"{path.stem} of {path.parent}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their types up there
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise ValueError(f"{path} cannot be imported: {told}") from error
-    return module
 
 
 def _name(module: Any) -> str:

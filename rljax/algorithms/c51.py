@@ -18,6 +18,7 @@ from their true final observation); the default target is double DQN's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from flax import struct
 from jax.core import Tracer
 
 from rljax import checks
-from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning import choices, deep_q_learning, env_rollouts, off_policy, replay
 from rljax.learning.env_rollouts import Worlds
 from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
@@ -74,7 +75,7 @@ class Config:
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="plain")
     hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")
-    target: Literal["max", "double"] = struct.field(pytree_node=False, default="double")
+    target: Literal["max", "double"] | Callable[..., Any] = struct.field(pytree_node=False, default="double")
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
     schedule: Literal["constant", "linear", "cosine"] = struct.field(
         pytree_node=False, default="linear"
@@ -139,7 +140,7 @@ def make(env: Env, config: Any, network: Network | None = None, frozen: Any = No
     own = network is not None
     network = network or q_network(env.observation_space, num_actions, config, config.atoms)
     observe = normalizer(env.observation_space, config)
-    choose = TARGETS[config.target]
+    choose = choices.function(config, "target", TARGETS)
     support = jnp.linspace(*bounds, config.atoms, dtype=jnp.float32)
 
     def expected(logits: Array) -> Array:

@@ -25,14 +25,14 @@ Differs from TRL: the likelihood in orpo is of completions alone, a mean per com
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.learning import maximum_likelihood, preference_batches, trainable
+from rljax.learning import choices, maximum_likelihood, preference_batches, trainable
 from rljax.learning.preference_batches import LogProb
 from rljax.math import preferences
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, Policy, Preferences, PyTree, Task
@@ -60,7 +60,7 @@ class Config:
     batch_size: int = struct.field(pytree_node=False, default=16)  # judgements of an update
     num_micro: int = struct.field(pytree_node=False, default=0)  # parts of the gradient; 0: by the backend
     chunk: int = struct.field(pytree_node=False, default=128)
-    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = struct.field(
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] | Callable[..., Any] = struct.field(
         pytree_node=False, default="sigmoid"
     )  # which member of the family: DPO's own (sigmoid), SLiC's (hinge), IPO, SimPO, ORPO
     train: Literal["all", "lora", "prefix", "subset"] = struct.field(pytree_node=False, default="all")
@@ -114,6 +114,7 @@ def _difference(s: Array) -> Array:
     return s[:, 0] - s[:, 1]
 
 
+# One of the user's is (s (B, 2), config) -> (B,), of sums of log-probabilities less those at the start.
 LOSSES = {
     "sigmoid": Loss(
         True, False, lambda s, config: preferences.dpo(_difference(s), config.beta, config.label_smoothing)
@@ -149,7 +150,7 @@ def make(
     base, model, begin = trainable.adapted(task, config, network, frozen, length)
     preference_batches.check(config, task, frozen, model, length)
     preference_batches.need_pairs(task, frozen, "dpo", "reward_model and kto take more")
-    chosen = LOSSES[config.loss]
+    chosen = choices.function(config, "loss", LOSSES, lambda own: Loss(True, False, own))
     if chosen.started:
         trainable.need_start(config, "beta", frozen)
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning import choices, deep_q_learning, env_rollouts, off_policy, replay
 from rljax.learning.env_rollouts import Worlds
 from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
@@ -96,8 +96,12 @@ class Config:
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="plain")
     hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")
-    target: Literal["max", "double", "munchausen"] = struct.field(pytree_node=False, default="double")
-    loss: Literal["huber", "squared"] = struct.field(pytree_node=False, default="squared")
+    target: Literal["max", "double", "munchausen"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="double"
+    )
+    loss: Literal["huber", "squared"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="squared"
+    )
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
     schedule: Literal["constant", "linear", "cosine"] = struct.field(
         pytree_node=False, default="linear"
@@ -149,7 +153,8 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     own = network is not None
     network = network or q_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
-    target_of, loss_of = TARGETS[config.target], LOSSES[config.loss]
+    target_of = choices.function(config, "target", TARGETS)
+    loss_of = choices.function(config, "loss", LOSSES, given="B", gives="B")
     optimizer = deep_q_learning.optimizer(config)
 
     def init(key: Key) -> State:

@@ -23,20 +23,21 @@ of the loss alone; instead of sampling until enough groups vary, as DAPO does, "
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.learning import completions, policy_gradient, trainable
+from rljax.learning import choices, completions, policy_gradient, trainable
 from rljax.learning.completions import Rollout
 from rljax.learning.policy_gradient import Batch
 from rljax.math import divergences, groups, losses
 from rljax.math.aggregation import AGGREGATIONS
 from rljax.types import CARRIED, Algorithm, Array, Key, LanguageModel, Mean, PyTree, Scores, Task
 
+# (reward, scored), each (G,) -> advantage (G,) of the completions of a prompt
 ADVANTAGES = {"standardised": groups.standardised, "centred": groups.centred}
 DIVERGENCES = {"k2": divergences.k2, "k3": divergences.k3}
 
@@ -73,9 +74,13 @@ class Config:
     num_micro: int = struct.field(pytree_node=False, default=0)
     chunk: int = struct.field(pytree_node=False, default=128)
     oversampling: int = struct.field(pytree_node=False, default=1)  # of prompts, with groups "resampled"
-    loss: Literal["token", "sequence", "cispo"] = struct.field(pytree_node=False, default="token")
-    advantage: Literal["standardised", "centred"] = struct.field(pytree_node=False, default="standardised")
-    aggregation: Literal["token_mean", "sequence_mean", "constant"] = struct.field(
+    loss: Literal["token", "sequence", "cispo"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="token"
+    )
+    advantage: Literal["standardised", "centred"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="standardised"
+    )
+    aggregation: Literal["token_mean", "sequence_mean", "constant"] | Callable[..., Any] = struct.field(
         pytree_node=False, default="token_mean"
     )
     groups: Literal["all", "varied", "resampled"] = struct.field(pytree_node=False, default="all")
@@ -178,6 +183,9 @@ def make(
     if config.overlong == "penalty":
         checks.number(config, "overlong_buffer", high=completions.new_tokens(config, task))
     model, trained, begin = trainable.adapted(task, config, network, frozen, length)
+    advantage_of = choices.function(config, "advantage", ADVANTAGES, given="GM", gives="G")
+    loss_of = choices.function(config, "loss", LOSSES)
+    weigh = choices.function(config, "aggregation", AGGREGATIONS)
     group = config.group_size
     completions.check(config, task, model, config.oversampling)
     trainable.check_start(config, frozen)
@@ -204,7 +212,7 @@ def make(
         """Advantages (B,), which completions are learnt from (B,), and which groups' rewards differ (N,)."""
         reward = shaped(rollout, scores).reshape(-1, group)
         scored = jnp.isfinite(reward)
-        advantage = completions.credited(ADVANTAGES[config.advantage], config, reward, scored)
+        advantage = completions.credited(advantage_of, config, reward, scored)
         varied = jax.vmap(groups.has_variance)(reward, scored)
         learnt = scored if config.groups == "all" else scored & varied[:, None]
         if config.overlong == "masked":  # its reward still counts for the others of its group
@@ -212,7 +220,7 @@ def make(
         return advantage.reshape(-1), learnt.reshape(-1), varied
 
     def loss(log_prob: Array, old: Array, extras: Extras, mask: Array) -> Array:
-        surrogate = LOSSES[config.loss](log_prob, old, extras.advantage, mask, config)
+        surrogate = loss_of(log_prob, old, extras.advantage, mask, config)
         if config.kl is None or extras.start is None:
             return surrogate
         return surrogate + config.kl * DIVERGENCES[config.divergence](log_prob, extras.start)
@@ -239,7 +247,6 @@ def make(
         start = policy_gradient.at_start(model, frozen, rollout, config)
         extras = Extras(jnp.broadcast_to(advantage[:, None], rollout.mask.shape), start)
         batch = policy_gradient.batch_of(rollout, learnt[:, None], old, extras)
-        weigh = AGGREGATIONS[config.aggregation]
         params, opt_state, seen = policy_gradient.update(
             loss_sum, weigh, state.params, state.opt_state, batch, key, state.iteration, config
         )

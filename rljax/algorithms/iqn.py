@@ -16,6 +16,7 @@ gradients, truncated steps bootstrap from their true final observation); the def
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from flax import struct
 
 from rljax import checks
 from rljax.algorithms.qrdqn import TARGETS
-from rljax.learning import deep_q_learning, env_rollouts, off_policy, replay
+from rljax.learning import choices, deep_q_learning, env_rollouts, off_policy, replay
 from rljax.learning.env_rollouts import Worlds
 from rljax.learning.replay import Batch, Ring
 from rljax.math import action_values
@@ -69,7 +70,9 @@ class Config:
     architecture: Literal["mlp", "cnn"] = struct.field(pytree_node=False, default="mlp")
     head: Literal["plain", "dueling", "linear_dueling"] = struct.field(pytree_node=False, default="plain")
     hidden_normalization: Literal["none", "layer"] = struct.field(pytree_node=False, default="none")
-    target: Literal["max", "double", "munchausen"] = struct.field(pytree_node=False, default="double")
+    target: Literal["max", "double", "munchausen"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="double"
+    )
     replay: Literal["uniform", "prioritized"] = struct.field(pytree_node=False, default="uniform")
     schedule: Literal["constant", "linear", "cosine"] = struct.field(
         pytree_node=False, default="linear"
@@ -126,7 +129,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     own = network is not None
     network = network or implicit_quantile_network(env.observation_space, num_actions, config)
     observe = normalizer(env.observation_space, config)
-    target_of = TARGETS[config.target]
+    target_of = choices.function(config, "target", TARGETS)
     number = config.num_policy_quantiles
     middle = (jnp.arange(number, dtype=jnp.float32) + 0.5) / number
 

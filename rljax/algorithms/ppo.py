@@ -16,6 +16,7 @@ per step, so that ρ is 1 to float32 precision in the first minibatch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -24,13 +25,18 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.learning import env_rollouts
+from rljax.learning import choices, env_rollouts
 from rljax.learning.env_rollouts import Worlds
 from rljax.math import divergences, losses, masked, optimization, returns, schedules
 from rljax.math.normalizers import REWARD_SCALERS
 from rljax.math.shuffle import permutation
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
+
+# (reward, discount, value, next_value, trace) of one environment, each (T,) -> advantage (T,)
+ADVANTAGES: dict[str, Callable[..., Array]] = {"gae": returns.gae}
+# (log_prob, old log_prob, advantage), each (B,), and ε () -> loss of each step (B,)
+POLICY_LOSSES: dict[str, Callable[..., Array]] = {"clipped": losses.clipped_surrogate}
 
 
 @struct.dataclass
@@ -64,7 +70,13 @@ class Config:
     clip_schedule: Literal["constant", "linear", "cosine"] = struct.field(
         pytree_node=False, default="constant"
     )
-    value_loss: Literal["plain", "clipped"] = struct.field(pytree_node=False, default="clipped")
+    advantage: Literal["gae"] | Callable[..., Any] = struct.field(pytree_node=False, default="gae")
+    policy_loss: Literal["clipped"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="clipped"
+    )  # of each step
+    value_loss: Literal["plain", "clipped"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="clipped"
+    )
     advantage_normalization: Literal["none", "minibatch", "batch"] = struct.field(
         pytree_node=False, default="minibatch"
     )
@@ -140,7 +152,9 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_epsilon)
         )
     )
-    value_loss = losses.VALUE_LOSSES[config.value_loss]
+    advantage_of = choices.function(config, "advantage", ADVANTAGES, given="TTTTT", gives="T")
+    policy_loss_of = choices.function(config, "policy_loss", POLICY_LOSSES, given="BBB1", gives="B")
+    value_loss = choices.function(config, "value_loss", losses.VALUE_LOSSES)
 
     def init(key: Key) -> State:
         params_key, worlds_key = jax.random.split(key)
@@ -177,7 +191,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
         discount, next_value, trace = env_rollouts.boundaries(
             steps, value, last_value, config.discount, config.trace_decay
         )
-        advantage = jax.vmap(returns.gae, 1, 1)(reward, discount, value, next_value, trace)
+        advantage = jax.vmap(advantage_of, 1, 1)(reward, discount, value, next_value, trace)
         target = advantage + value
         if config.advantage_normalization == "batch":
             advantage = masked.whiten(advantage)
@@ -195,7 +209,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
             advantage = batch.advantage
             if config.advantage_normalization == "minibatch":
                 advantage = masked.whiten(advantage)
-            policy_losses = losses.clipped_surrogate(log_prob, batch.log_prob, advantage, clip)
+            policy_losses = policy_loss_of(log_prob, batch.log_prob, advantage, clip)
             value_losses = value_loss(value, batch.value, batch.target, clip)
             total = (
                 policy_losses.mean()

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rljax import checks
-from rljax.learning import env_rollouts, tables
+from rljax.learning import choices, env_rollouts, tables
 from rljax.learning.env_rollouts import Worlds
 from rljax.learning.tables import Table, Transition
 from rljax.models import contract
@@ -59,7 +59,7 @@ class Config:
     initial_value: float = 0.0  # of every entry; above what can be reached: optimistic
     num_envs: int = struct.field(pytree_node=False, default=8)
     num_steps: int = struct.field(pytree_node=False, default=128)  # of each environment per iteration
-    target: Literal["max", "double"] = struct.field(
+    target: Literal["max", "double"] | Callable[..., Any] = struct.field(
         pytree_node=False, default="max"
     )  # double: two tables, one to choose the next action and one to value it
 
@@ -101,7 +101,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     tables.check(config)
     contract.check(env, config)
     tables.check_exploration(config)
-    target = TARGETS[config.target]
+    target = choices.function(config, "target", TARGETS)
 
     def init(key: Key) -> State:
         table = tables.create(config, target.tables, num_states, num_actions)

@@ -29,7 +29,7 @@ import optax
 from flax import struct
 
 from rljax import checks
-from rljax.learning import env_rollouts
+from rljax.learning import choices, env_rollouts
 from rljax.math import losses, masked, optimization, returns, schedules
 from rljax.models import actor_critic, contract, normalizer, policy_head
 from rljax.types import CARRIED, Algorithm, Array, Env, Key, Mean, Network, Policy, PyTree
@@ -69,7 +69,9 @@ class Config:
     schedule: Literal["constant", "linear", "cosine"] = struct.field(
         pytree_node=False, default="linear"
     )  # of the learning rate
-    baseline: Literal["none", "mean", "learned"] = struct.field(pytree_node=False, default="learned")
+    baseline: Literal["none", "mean", "learned"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="learned"
+    )
     advantage_normalization: Literal["none", "batch"] = struct.field(pytree_node=False, default="batch")
     observation_normalization: Literal["none", "running"] = struct.field(pytree_node=False, default="none")
 
@@ -130,7 +132,7 @@ def make(env: Env, config: Config, network: Network | None = None, frozen: Any =
     network = network or actor_critic(env.observation_space, head, config)
     distribution = head.distribution
     observe = normalizer(env.observation_space, config)
-    baseline = BASELINES[config.baseline]
+    baseline = choices.function(config, "baseline", BASELINES, lambda own: Baseline(own, True))
     optimizer = optax.scale_by_adam()
 
     def start(key: Key) -> World:

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from rljax import algorithms
 from rljax.cli.options import Optional, kind, one_of, typed
 from rljax.cli.printing import print_table
+from rljax.learning.fields import names_of, takes_function
 
 KINDS = ("algorithms", "environments", "tasks", "presets", "fields")
 
@@ -81,8 +82,8 @@ def _list_fields(algorithm: str) -> None:
     rows = []
     for field in algorithms.find(algorithm).fields():
         kind = getattr(field.type, "__name__", str(field.type))
-        if kind == "Literal":
-            kind = " | ".join(field.type.__args__)
+        if names := names_of(field.type):
+            kind = " | ".join([*names, *["a function"] * takes_function(field.type)])
         if kind == "tuple":
             kind = "names, as a+b" if field.type.__args__[0] is str else "sizes, as 64x64"
         together = field.leaf and field.name != "total_steps"  # members of one program run equally long

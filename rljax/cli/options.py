@@ -80,6 +80,9 @@ def _reader(annotation: Any) -> tuple[Callable[[str], Any], str]:
     if get_origin(annotation) in (Union, UnionType) and NoneType in get_args(annotation):
         parse, metavar = _reader(get_args(annotation)[0])
         return lambda text: None if text == "none" else parse(text), f"{{{metavar},none}}"
+    if get_origin(annotation) in (Union, UnionType):  # a name of a table, or a function of one's own
+        parse, metavar = _reader(get_args(annotation)[0])
+        return lambda text: text if ":" in text else parse(text), f"{metavar[:-1]},FILE.py:FUNCTION}}"
     if get_origin(annotation) is Literal:
         options = get_args(annotation)
         return one_of(options), "{" + ",".join(options) + "}"

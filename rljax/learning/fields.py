@@ -9,7 +9,7 @@ import io
 import textwrap
 import tokenize
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -97,6 +97,17 @@ class Field(NamedTuple):
     default: Any
     leaf: bool  # a number that a sweep varies in one compilation, not a static choice
     help: str
+
+
+def names_of(annotation: Any) -> tuple[str, ...]:
+    """The names that a static choice takes; none of another field."""
+    parts = typing.get_args(annotation) if takes_function(annotation) else (annotation,)
+    return typing.get_args(parts[0]) if typing.get_origin(parts[0]) is typing.Literal else ()
+
+
+def takes_function(annotation: Any) -> bool:
+    """Whether a static choice takes a function of the user's too."""
+    return any(typing.get_origin(part) is Callable for part in typing.get_args(annotation))
 
 
 def fields_of(config: type, common: Mapping[str, str] = MappingProxyType({})) -> tuple[Field, ...]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rljax import algorithms, backend
 from rljax.algorithms import AlgorithmLike, Definition
 from rljax.checks import counted
+from rljax.learning import choices
 from rljax.runs import load, presets, starting_model, stopping
 from rljax.runs.folder import checkpoint, files, restore
 from rljax.runs.program import compiler, engine, loop, memory, prefetch
@@ -85,6 +86,8 @@ def train(
     setup = load.setup(definition, env, config, steps, env_arguments or {}, tokenizer)
     load.check_frozen(definition, frozen)
     numbers = load.numbers(seed, seeds)
+    if run is not None:
+        choices.check_written(setup.config)
     seed = numbers[0]
     task = isinstance(setup.env, Task) and setup.env.problem is not None
     if not task and (model or warm_up is not None or reward is not None):

@@ -23,6 +23,7 @@ import numpy as np
 from rljax import backend
 from rljax.algorithms import Definition
 from rljax.checks import RunError, counted, show
+from rljax.learning import choices
 from rljax.runs.folder.checkpoint import sha256_of, write_json
 from rljax.types import Feed, Preferences, Prompts, PyTree, Task
 
@@ -51,7 +52,9 @@ def at(run: Path | str) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """A Config value as JSON: numbers, strings, lists."""
+    """A Config value as JSON: numbers, strings, lists; of a function where it is."""
+    if callable(value):
+        return choices.written(value)
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
