@@ -111,6 +111,7 @@ def test_train_without_config_options_leaves_the_config_to_the_library(calls):
         "resume": False,
         "init": None,
         "init_member": None,
+        "changed_algorithm": False,
         "target_return": None,
         "evaluate_every": 0,
         "evaluation_episodes": 128,
@@ -143,6 +144,7 @@ def test_train_hands_over_every_option(calls):
         "resume": True,
         "init": Path("other"),
         "init_member": 3,
+        "changed_algorithm": False,
         "target_return": -80.0,
         "evaluate_every": 5,
         "evaluation_episodes": 64,
@@ -253,13 +255,14 @@ def test_evaluate_report_and_render_hand_over_their_options(calls):
     assert run("evaluate r --episodes 10 --sampled --seed 3 --member 2 --checkpoint 40") == 0
     assert run("report a b --out o") == 0
     assert run("render r --out f.gif --member 2 --seed 1") == 0
+    own = {"algorithm": None, "changed_algorithm": False}
     assert [each[1:] for each in calls] == [
         (
             (Path("r"),),
-            {"episodes": 10, "greedy": False, "seed": 3, "member": 2, "checkpoint_iteration": 40},
+            {"episodes": 10, "greedy": False, "seed": 3, "member": 2, "checkpoint_iteration": 40} | own,
         ),
         (([Path("a"), Path("b")],), {"out": Path("o")}),
-        ((Path("r"),), {"out": Path("f.gif"), "member": 2, "seed": 1}),
+        ((Path("r"),), {"out": Path("f.gif"), "member": 2, "seed": 1} | own),
     ]
 
 

@@ -7,7 +7,6 @@ tests/updates; a field that is ignored is shown here.
 """
 
 import re
-import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import pytest
 
 import rljax
 from rljax import algorithms, envs
-from rljax.learning.fields import Field
+from rljax.learning.fields import Field, names_of
 from rljax.models.language_models import language_model
 from rljax.runs.folder import checkpoint
 from rljax.runs.program import engine
@@ -376,12 +375,19 @@ WORDS = {
 }
 
 
+# Functions in place of what has one name only.
+OWN = {
+    "advantage": lambda reward, discount, value, next_value, trace: reward - value,
+    "policy_loss": lambda new, old, advantage, clip: -new * advantage,
+}
+
+
 def others(field: Field, value: Any) -> list[Any]:
     """Values to put in place of `value`."""
     if field.name in OTHERS:
         return OTHERS[field.name]
-    if choices := typing.get_args(field.type):
-        return [choice for choice in choices if choice != value]
+    if names := names_of(field.type):
+        return [name for name in names if name != value] or [OWN[field.name]]
     return [2 * value, value + 1, value // 2, value - 1]
 
 

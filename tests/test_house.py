@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import rljax
+from rljax import algorithms
 
 ROOT = Path(rljax.__file__).parent
 # Imports go down: a floor may import what stands after it. Rooms on one line do not import each other.

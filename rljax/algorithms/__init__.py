@@ -13,9 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from rljax.learning.choices import from_file
 from rljax.learning.fields import COMMON, OF_TEXT, Field, fields_of
-from rljax.learning.foreign_names import hint
 
 # The only list of them: the command line, `rljax.NAME`, tables and tests derive from it.
 NAMES = (
@@ -104,6 +102,8 @@ class Definition(NamedTuple):
 
     def unknown(self, name: str) -> ValueError:
         """The error that says of `name`, no field of its Config, what was probably meant."""
+        from rljax.learning.foreign_names import hint
+
         told = hint(name, [field.name for field in self.fields()])
         told = told or f"; `rljax list fields {self.name}` shows them"
         return ValueError(f"{self.name}.Config has no field {name}{told}")
@@ -146,6 +146,8 @@ def _imported(name: str) -> Any:
     if name in NAMES:
         return importlib.import_module(f"rljax.algorithms.{name}")
     if name.endswith(".py"):
+        from rljax.learning.choices import from_file
+
         return from_file(Path(name))
     if "." in name:
         try:
