@@ -14,7 +14,7 @@ pytestmark = pytest.mark.optimized
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```python\n(.+?)```", README, re.S))
-OWN = ("environment", "linen", "nnx", "task")
+OWN = ("advantage", "environment", "linen", "nnx", "task")
 
 
 def test_the_examples_of_what_one_brings_are_short() -> None:
@@ -31,6 +31,8 @@ def test_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         exec(compile(EXAMPLES[name], name, "exec"), scope)
     if name == "environment":
         assert scope["result"].summary["return"]["iqm"] > 0.8  # the goal is worth 1, each step −0.01
+    elif name == "advantage":
+        assert scope["result"].rows[-1]["episode_return"][0] > 25  # a random policy gets 22
     elif name in ("linen", "nnx", "functions"):
         assert scope["result"].summary["return"]["mean"] > 30  # a random policy gets 22
     elif name == "text":
