@@ -567,8 +567,8 @@ BREAKS = (
     Break(
         "dpo-reference",
         "algorithms/dpo.py",
-        "s = s - value(judgements.log_probs(base, fixed, pairs, config.chunk))",
-        "s = s - 0 * value(judgements.log_probs(base, fixed, pairs, config.chunk))",
+        "s = s - value(preference_batches.log_probs(base, fixed, pairs, config.chunk))",
+        "s = s - 0 * value(preference_batches.log_probs(base, fixed, pairs, config.chunk))",
         (TEXT + "::test_two_updates_of_dpo",),
         "DPO without its reference",
     ),
