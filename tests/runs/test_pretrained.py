@@ -271,7 +271,7 @@ def test_adapters_of_a_reward_model_are_joined_to_the_base_that_is_given(
 
 
 def test_an_unnormalised_reward_model_has_to_be_allowed(tmp_path: Path) -> None:
-    config = JUDGING | {"normalization": "none", "total_steps": 8}
+    config = SCORING | {"normalization": "none", "total_steps": 8}
     result = rljax.train("reward_model", preferences_task(), config, out=tmp_path / "run", progress=False)
     assert result.states.samples is None
     with pytest.raises(ValueError, match="is an unnormalised reward model: train it") as caught:

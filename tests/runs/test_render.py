@@ -159,7 +159,8 @@ def test_render_draws_a_runs_policy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     assert render.render("run", member=3).samefile(tmp_path / "run" / "episode.gif")
-    assert asked == {"run": "run", "member": 3, "env": None, "network": None, "frozen": None}
+    own = {"algorithm": None, "changed_algorithm": False}
+    assert asked == {"run": "run", "member": 3, "env": None, "network": None, "frozen": None} | own
     assert len(frames("run/episode.gif")) == 10
     assert render.render("run", out=".", max_steps=2).samefile("episode.gif")
     assert len(frames("episode.gif")) == 3

@@ -330,6 +330,7 @@ def test_table(tmp_path):
         "run": str(run),
         "algorithm": "ppo",
         "env": "CartPole-v1",
+        "unit": "environment steps",
         "config": {},
         "seeds": 4,
         "mean": 8.5,
