@@ -71,6 +71,7 @@ def test_sweep_json(swept: SweepResult) -> None:
     told = strict((result.folder / "sweep.json").read_text())
     assert set(told) == {
         "algorithm",
+        "unit",
         "env",
         "grid",
         "seeds",
