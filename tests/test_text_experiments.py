@@ -102,7 +102,8 @@ class Call(NamedTuple):
 
 def config_that_starts(arguments: dict[str, Any]) -> Any:
     """The Config of a run that a script asks for, after the checks that come before anything is compiled."""
-    given = [arguments.get(name) for name in ("algorithm", "env", "config", "steps")]
+    algorithm = algorithms.find(arguments["algorithm"])
+    given = [algorithm, *(arguments.get(name) for name in ("env", "config", "steps"))]
     setup = runs.setup(*given, arguments.get("env_arguments", {}))
     assert isinstance(setup.env, Task)
     task, config = setup.env, setup.config

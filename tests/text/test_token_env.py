@@ -398,9 +398,9 @@ def test_control_ppo_on_tokens_is_text_ppo(name: str, monkeypatch: pytest.Monkey
 
     # text PPO, and what it computes on the way
     seen: list[Any] = []
-    batch_of = rlhf_ppo.policy_loss.batch_of
+    batch_of = rlhf_ppo.policy_gradient.batch_of
     monkeypatch.setattr(
-        rlhf_ppo.policy_loss, "batch_of", lambda *given: seen.append(batch_of(*given)) or seen[-1]
+        rlhf_ppo.policy_gradient, "batch_of", lambda *given: seen.append(batch_of(*given)) or seen[-1]
     )
     split = rlhf_ppo.make(task, config, model).split
     assert split is not None
