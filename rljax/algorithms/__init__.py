@@ -163,8 +163,8 @@ def _imported(name: str) -> Any:
 
 
 def _name(module: Any) -> str:
-    """What runs call it: the last part of the module's name; of a script the name of its file."""
-    name = getattr(module, "__name__", "")
-    if name == "__main__" or " of " in name:
-        name = Path(getattr(module, "__file__", "") or "script").stem
-    return name.rpartition(".")[2] or type(module).__name__
+    """What runs call it: the name of its file, else the last part of the module's name."""
+    file = Path(getattr(module, "__file__", None) or "__init__")
+    if file.stem != "__init__":
+        return file.stem
+    return getattr(module, "__name__", "").rpartition(".")[2] or type(module).__name__

@@ -70,10 +70,12 @@ class Config:
     clip_schedule: Literal["constant", "linear", "cosine"] = struct.field(
         pytree_node=False, default="constant"
     )
-    advantage: Literal["gae"] | Callable[..., Any] = struct.field(pytree_node=False, default="gae")
+    advantage: Literal["gae"] | Callable[..., Any] = struct.field(
+        pytree_node=False, default="gae"
+    )  # of a step, by which its action was better than expected
     policy_loss: Literal["clipped"] | Callable[..., Any] = struct.field(
         pytree_node=False, default="clipped"
-    )  # of each step
+    )  # of each step, as a function of its ratio and advantage
     value_loss: Literal["plain", "clipped"] | Callable[..., Any] = struct.field(
         pytree_node=False, default="clipped"
     )

@@ -149,6 +149,15 @@ def test_a_changed_or_a_missing_file(file: Path, tmp_path: Path) -> None:
         rljax.evaluate(run, episodes=4, algorithm=module)
 
 
+def test_a_file_that_is_called_as_another_module_is_found_again(file: Path, tmp_path: Path) -> None:
+    own, run = tmp_path / "this.py", tmp_path / "run"
+    shutil.copy(file, own)
+    rljax.train(own, "CartPole-v1", out=run, **QUIET)
+    recorded = strict((run / "config.json").read_text())["algorithm_source"]
+    sys.modules.pop(recorded["module"])  # as in another process, where this name is one of Python's own
+    assert rljax.load(run).module.__file__ == str(own)
+
+
 def test_an_object_with_the_names_is_one(file: Path) -> None:
     module = algorithms.find(file).module
     made = SimpleNamespace(Config=module.Config, make=module.make, __name__="mine")

@@ -177,7 +177,7 @@ def source(algorithm: Definition) -> dict[str, str] | None:
     module = getattr(algorithm.module, "__name__", "")
     path = None if file is None else Path(file).absolute()
     return {
-        "module": "" if module == "__main__" or " " in module else module,
+        "module": "" if module == "__main__" else module,
         "file": "" if path is None else str(path),
         "sha256": "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest(),
     }

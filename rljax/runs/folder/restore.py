@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -57,11 +58,16 @@ def algorithm_of(
 
 
 def _imported_again(run: Path | str, name: str, recorded: dict[str, str]) -> algorithms.Definition:
-    """The user's algorithm by the name of its module, or from its file."""
-    if recorded["module"]:
-        with suppress(ImportError):
-            return algorithms.find(importlib.import_module(recorded["module"]))
-    if recorded["file"] and Path(recorded["file"]).is_file():
+    """The user's algorithm by the name of its module, or from its file.
+
+    Another module of that name is not taken while the file is there.
+    """
+    there, spec = Path(recorded["file"]).is_file(), None
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(recorded["module"])
+    if spec is not None and (spec.origin == recorded["file"] or not there):
+        return algorithms.find(importlib.import_module(recorded["module"]))
+    if there:
         return algorithms.find(recorded["file"])
     where = recorded["file"] or recorded["module"] or "in no file"
     raise ValueError(
